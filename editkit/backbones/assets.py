@@ -1,0 +1,83 @@
+"""Where weights are on this machine: bundled ones by "editkit:NAME", others by folder or by their hub name."""
+
+from __future__ import annotations
+
+import os
+from importlib import resources
+from pathlib import Path
+
+from editkit.errors import UserError, suggestion
+
+PREFIX = "editkit:"
+
+
+def bundled() -> list[str]:
+    """Return the names of the weights that ship with the package."""
+    root = _assets()
+    return (
+        sorted(entry.name for entry in root.iterdir() if (entry / "config.json").exists() or (entry / "unet").exists())
+        if root.is_dir()
+        else []
+    )
+
+
+def resolve(path: str | Path, *, download: bool = False, revision: str | None = None) -> Path:
+    """Return the local folder of some weights: a bundled name, a folder, or a hub name that is already on this machine.
+
+    A hub name ("google/ddpm-ema-church-256") is looked up in $EDITKIT_WEIGHTS, then in the Hugging Face cache; the
+    network is used only with `download`.
+
+    Raises:
+        UserError: the weights are not here; the message says what to type.
+    """
+    name = str(path)
+    if name.startswith(PREFIX):
+        return _bundled_folder(name)
+    local = Path(name).expanduser()
+    if local.exists():
+        return local
+    store = os.environ.get("EDITKIT_WEIGHTS")
+    if store and (Path(store) / name).is_dir():
+        return Path(store) / name
+    if not _is_hub_name(name):
+        raise UserError(f"no weights at {name}: give a folder that exists, or one of the bundled names: {_listed()}")
+    return _from_hub(name, download=download, revision=revision)
+
+
+def _assets() -> Path:
+    return Path(str(resources.files("editkit"))) / "assets"
+
+
+def _bundled_folder(name: str) -> Path:
+    folder = _assets() / name.removeprefix(PREFIX)
+    if not folder.is_dir():
+        raise UserError(
+            f"no bundled weights named {name}.{suggestion(name, [PREFIX + n for n in bundled()])} Bundled are: {_listed()}"
+        )
+    return folder
+
+
+def _listed() -> str:
+    return ", ".join(PREFIX + name for name in bundled()) or "none"
+
+
+def _is_hub_name(name: str) -> bool:
+    parts = name.split("/")
+    return len(parts) == 2 and all(parts) and not name.startswith((".", "~"))
+
+
+def _from_hub(name: str, *, download: bool, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                name, revision=revision, local_files_only=not download, allow_patterns=["*.json", "*.safetensors", "*.txt"]
+            )
+        )
+    except LocalEntryNotFoundError as error:
+        raise UserError(
+            f"the weights {name} are not on this machine: fetch them with `hf download {name} --local-dir DIR` and name that folder "
+            f"as the path, or set download=true beside the path"
+        ) from error

@@ -1,0 +1,148 @@
+"""Small feature networks of the embedded world: a perceptual distance and an identity embedding.
+
+Both are saved as a folder with `config.json` and `model.safetensors`; half precision on disk, single in memory.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from editkit.backbones.assets import resolve
+from editkit.errors import UserError
+
+
+class FeatureNet(nn.Module):
+    """A network that knows its own constructor arguments, so that a folder is enough to rebuild it."""
+
+    kind: ClassVar[str]
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    def save(self, folder: str | Path) -> Path:
+        """Write config.json and model.safetensors (half precision) and return the folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps({"kind": self.kind, **self.config}, indent=2) + "\n")
+        save_file(
+            {name: value.detach().half().contiguous() for name, value in self.state_dict().items()}, folder / "model.safetensors"
+        )
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Rebuild a saved network in single precision, frozen and in eval mode.
+
+        Raises:
+            UserError: the folder holds something else.
+        """
+        folder = resolve(folder)
+        config = json.loads((folder / "config.json").read_text()) if (folder / "config.json").exists() else {}
+        if config.pop("kind", None) != cls.kind:
+            raise UserError(f"{folder} does not hold a {cls.kind} network: its config.json must say kind={cls.kind}")
+        net = cls(**config)
+        net.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})
+        return net.eval().requires_grad_(False)
+
+
+class PerceptualNet(FeatureNet):
+    """A VGG-style stack: per stage two 3x3 convolutions with ReLU, then halving; its features are those before the halving.
+
+    Args:
+        channels: width of each stage.
+    """
+
+    kind = "perceptual"
+
+    def __init__(self, channels: tuple[int, ...] = (32, 64, 96)) -> None:
+        super().__init__(channels=list(channels))
+        widths = (3, *channels)
+        self.stages = nn.ModuleList(_stage(width_in, width) for width_in, width in zip(widths, widths[1:], strict=False))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the features of every stage for images (B, 3, H, W) in [-1, 1]: (B, channels[k], H / 2^k, W / 2^k)."""
+        features = []
+        x = images
+        for k, stage in enumerate(self.stages):
+            x = stage(x if k == 0 else F.avg_pool2d(x, 2))
+            features.append(x)
+        return features
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return a distance per pair of images, (B,): 0 for equal ones, at most 2.
+
+        The squared difference of channel-normalised features, averaged over positions and stages (as in LPIPS, Zhang et
+        al. 2018, with equal weights).
+        """
+        stages = [_unit(f).sub(_unit(g)).square().sum(1).mean((1, 2)) for f, g in zip(self(a), self(b), strict=True)]
+        return torch.stack(stages).mean(0)
+
+
+class IdentityNet(FeatureNet):
+    """A residual network that embeds a face so that one person's images lie close whatever the expression.
+
+    Args:
+        channels: width of each stage; every stage halves the image.
+        dim: size of the embedding.
+        image_size: the size it was trained at; other images are resized to it.
+    """
+
+    kind = "identity"
+
+    def __init__(self, channels: tuple[int, ...] = (32, 64, 96), dim: int = 128, image_size: int = 64) -> None:
+        super().__init__(channels=list(channels), dim=dim, image_size=image_size)
+        widths = (3, *channels)
+        self.image_size = image_size
+        self.stages = nn.ModuleList(_Halve(width_in, width) for width_in, width in zip(widths, widths[1:], strict=False))
+        side = image_size // 2 ** (len(channels) + 1)
+        self.head = nn.Linear(channels[-1] * side * side, dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return unit embeddings (B, dim) of images (B, 3, H, W) in [-1, 1]."""
+        x = images
+        if x.shape[-2:] != (self.image_size, self.image_size):
+            x = F.interpolate(x, size=(self.image_size, self.image_size), mode="bicubic", antialias=True)
+        for stage in self.stages:
+            x = stage(x)
+        return F.normalize(self.head(F.avg_pool2d(x, 2).flatten(1)), dim=1)
+
+
+class _Halve(nn.Module):
+    """A strided convolution followed by one residual block."""
+
+    def __init__(self, width_in: int, width: int) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(width_in, width, 3, stride=2, padding=1)
+        self.norm1, self.norm2 = nn.GroupNorm(8, width), nn.GroupNorm(8, width)
+        self.conv1, self.conv2 = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.down(x)
+        return x + self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
+
+
+def load_perceptual(path: str | Path = "editkit:toy-perceptual") -> PerceptualNet:
+    """Load a perceptual network from a folder or a bundled name."""
+    return PerceptualNet.load(path)
+
+
+def load_identity(path: str | Path = "editkit:toy-identity") -> IdentityNet:
+    """Load an identity network from a folder or a bundled name."""
+    return IdentityNet.load(path)
+
+
+def _stage(width_in: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(width_in, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU())
+
+
+def _unit(features: Tensor) -> Tensor:
+    # the guard sits inside the root: an all-zero pixel must have a finite gradient
+    return features / (features.square().sum(1, keepdim=True) + 1e-10).sqrt()
