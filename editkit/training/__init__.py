@@ -1,0 +1,1 @@
+"""Training: the Method base, checkpoints, the run directory and the loop around Lightning's Trainer."""
