@@ -1,0 +1,176 @@
+"""The toy world: splits, samples with everything that is known about them, and named edits with their exact answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import numpy as np
+
+from editkit.data.toyworld.captions import Caption, caption
+from editkit.data.toyworld.claims import Claims, measured, satisfied
+from editkit.data.toyworld.faces import PARTS, Face, draw_face, edited, held_out, render, visible
+from editkit.errors import UsageError, suggestion
+
+# The number of a split seeds its faces: never renumber, or the bundled models will have seen the test faces.
+SPLITS: Mapping[str, int] = MappingProxyType({"train": 0, "validation": 1, "test": 2, "heldout": 3})
+CAPTION_STREAM = 1  # keeps the captions' random numbers apart from the faces'
+SOURCE_PROMPT = "a face"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture and all that is known about it.
+
+    Attributes:
+        key: names the sample: "faces/test/000012".
+        image: uint8 HWC RGB.
+        caption: a text that is true of it, with its claims.
+        factors: the measured factors; age in years, lengths as `Face` has them.
+        visibility: for each measured factor whether the picture shows it.
+        labels: uint8 HW part labels, indices into the domain's parts.
+        face: what the picture was rendered from.
+    """
+
+    key: str
+    image: np.ndarray
+    caption: Caption
+    factors: dict[str, object]
+    visibility: dict[str, bool]
+    labels: np.ndarray
+    face: Face
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A named edit of a face.
+
+    Attributes:
+        prompt: what a text-driven method is told; it starts from SOURCE_PROMPT.
+        changes: the fields of `Face` that change in the exact answer.
+        target: the claims that a successful edit makes true.
+        applies: claims that a source must fulfil for the edit to make sense.
+    """
+
+    name: str
+    prompt: str
+    changes: Mapping[str, object]
+    target: Claims
+    applies: Claims = field(default_factory=dict)
+    source_prompt: str = SOURCE_PROMPT
+
+    def done(self, factors: Mapping[str, object]) -> bool:
+        """Say whether measured factors (of a face or read by the oracle; age in years) show the target."""
+        return satisfied(self.target, factors)
+
+    def eligible(self, face: Face) -> bool:
+        """Say whether a face is a source of this edit: it does not show the target yet, and the edit applies to it."""
+        factors = measured(face)
+        return satisfied(self.applies, factors) and not self.done(factors)
+
+
+def _edits() -> Iterator[Edit]:
+    for value in ("smiling", "angry", "sad", "neutral"):
+        article = "an" if value == "angry" else "a"
+        yield Edit(value, f"{article} {value} face", {"expression": value}, {"expression": (value,)})
+    yield Edit("old", "an old face", {"age": 75.0}, {"age": ("old",)})
+    yield Edit("young", "a young face", {"age": 25.0}, {"age": ("young",)})
+    yield Edit("with glasses", "a face with glasses", {"glasses": True}, {"glasses": (True,)})
+    yield Edit("without glasses", "a face without glasses", {"glasses": False}, {"glasses": (False,)})
+    yield Edit("with beard", "a face with a beard", {"beard": True}, {"beard": (True,)}, {"look": ("masculine",)})
+    yield Edit("without beard", "a face without a beard", {"beard": False}, {"beard": (False,)})
+    for colour in ("black", "brown", "blond", "red", "grey"):
+        young: Claims = (
+            {} if colour == "grey" else {"age": ("young", "middle-aged"), "shown_hair": ("black", "brown", "blond", "red")}
+        )
+        applies = {"hair_style": ("short", "long"), **young}
+        yield Edit(f"{colour} hair", f"a face with {colour} hair", {"hair_colour": colour}, {"shown_hair": (colour,)}, applies)
+    for style, prompt in (
+        ("bald", "a bald face"),
+        ("short hair", "a face with short hair"),
+        ("long hair", "a face with long hair"),
+    ):
+        value = style.removesuffix(" hair")
+        yield Edit(style, prompt, {"hair_style": value}, {"hair_style": (value,)})
+    yield Edit("masculine", "a man", {"look": "masculine"}, {"look": ("masculine",)})
+    yield Edit("feminine", "a woman", {"look": "feminine"}, {"look": ("feminine",)}, {"beard": (False,)})
+
+
+EDITS: Mapping[str, Edit] = MappingProxyType({edit.name: edit for edit in _edits()})
+
+
+def find_edit(name: str) -> Edit:
+    """Return the edit with this name ("with glasses", also "with-glasses" or "with_glasses") or this prompt.
+
+    Raises:
+        UsageError: no such edit.
+    """
+    plain = name.strip().lower().replace("-", " ").replace("_", " ")
+    for edit in EDITS.values():
+        if plain in (edit.name, edit.prompt):
+            return edit
+    raise UsageError(f"no edit of the toy faces is called {name!r}.{suggestion(plain, EDITS)} There are: {', '.join(EDITS)}")
+
+
+def counterfactual(face: Face, edit_name: str) -> Face:
+    """Return the exact answer to a named edit: the same face with only the edited factors changed."""
+    return edited(face, **find_edit(edit_name).changes)
+
+
+def face_at(split: str, index: int) -> Face:
+    """Return a face of a split; splits are disjoint, and only "heldout" shows the held-out combinations of factors.
+
+    Raises:
+        UsageError: an unknown split.
+        ValueError: a negative index.
+    """
+    rng = np.random.default_rng(_seed(split, index))
+    face = draw_face(rng)
+    while held_out(face) != (split == "heldout"):
+        face = draw_face(rng)
+    return face
+
+
+def caption_at(split: str, index: int) -> Caption:
+    """Return the caption that belongs to a face of a split."""
+    return caption(face_at(split, index), np.random.default_rng(_seed(split, index, CAPTION_STREAM)))
+
+
+def sample_at(split: str, index: int, size: int = 64) -> Sample:
+    """Render a face of a split with its caption, factors, visibility and part labels."""
+    face = face_at(split, index)
+    image, labels = render(face, size, labels=True)
+    words = caption(face, np.random.default_rng(_seed(split, index, CAPTION_STREAM)))
+    assert labels is not None
+    return Sample(f"faces/{split}/{index:06d}", image, words, measured(face), visible(face), labels, face)
+
+
+def sources(edit: Edit, split: str, count: int) -> list[int]:
+    """Return the first `count` indices of a split whose faces are sources of the edit."""
+    found: list[int] = []
+    index = 0
+    while len(found) < count:
+        if edit.eligible(face_at(split, index)):
+            found.append(index)
+        index += 1
+    return found
+
+
+def _seed(split: str, *numbers: int) -> np.random.SeedSequence:
+    if split not in SPLITS:
+        raise UsageError(f"the toy world has no split {split!r}.{suggestion(split, SPLITS)} There are: {', '.join(SPLITS)}")
+    return np.random.SeedSequence([SPLITS[split], *numbers])
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One kind of picture in the toy world: how to draw a sample and what its labels mean."""
+
+    name: str
+    parts: tuple[str, ...]
+    sample: Callable[[str, int, int], Sample]
+
+
+# Later domains (animals, scenes, styles) are added here; a Sample's last fields are what a domain may add.
+DOMAINS: Mapping[str, Domain] = MappingProxyType({"faces": Domain("faces", PARTS, sample_at)})
