@@ -51,8 +51,17 @@ SUBJECTS = ("the person", "this person", "the face", "this face", "someone who")
 GENDERED_SUBJECTS = {"masculine": ("the man", "he", "this man"), "feminine": ("the woman", "she", "this woman")}
 # How often a topic is spoken of, relative to the others.
 WEIGHTS = {
-    "expression": 3.0, "age": 2.5, "glasses": 2.0, "hair": 2.0, "beard": 1.2, "eyes": 0.8, "skin": 0.8, "brow": 0.6, "shirt": 0.8, "background": 0.8,
-}  # fmt: skip
+    "expression": 3.0,
+    "age": 2.5,
+    "glasses": 2.0,
+    "hair": 2.0,
+    "beard": 1.2,
+    "eyes": 0.8,
+    "skin": 0.8,
+    "brow": 0.6,
+    "shirt": 0.8,
+    "background": 0.8,
+}
 ADJECTIVES = ("expression", "age")  # topics whose shortest caption is an adjective
 HOW_MANY = (0.04, 0.42, 0.22, 0.13, 0.08, 0.05, 0.03, 0.01, 0.01, 0.0, 0.01)  # chance of 0, 1, 2, ... topics
 
@@ -128,7 +137,7 @@ def _short(face: Face, rng: np.random.Generator) -> Caption:
     topic = _topics(face, 1, rng)[0]
     every = phrases(topic, face)
     claims = pick(rng, [p for k, p in enumerate(every) if p.claims not in [q.claims for q in every[:k]]]).claims
-    slot = "before" if topic in ADJECTIVES or face.hair_style == "bald" and topic == "hair" else "after"
+    slot = "before" if topic in ADJECTIVES or (face.hair_style == "bald" and topic == "hair") else "after"
     phrase = next(p for p in every if p.claims == claims and p.slot == slot)
     if slot == "before":
         return Caption(f"{article(phrase.text)} {phrase.text} {NOUNS[0]}", claims)
