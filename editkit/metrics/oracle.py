@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from editkit.backbones.assets import resolve
 from editkit.errors import UserError
 
 SIDE = 64  # pixels; other sizes are resized
@@ -77,7 +79,7 @@ class Oracle(nn.Module):
 
     @torch.no_grad()
     def read(self, images: Tensor) -> dict[str, Tensor]:
-        """Return the class index (int64) or the value in its own unit (float32, clamped to the seen range) per factor, (B,) each."""
+        """Return the class index or the value in its own unit (clamped to the seen range) per factor, (B,) each."""
         readings = {}
         for name, output in self.logits(images).items():
             if name in self.categorical:
@@ -95,7 +97,9 @@ class Oracle(nn.Module):
     def targets(self, faces: Iterable[Any]) -> dict[str, Tensor]:
         """Return what `logits` should say of these faces: class indices, and values from 0 to 1 over the seen range."""
         faces = list(faces)
-        found = {name: torch.tensor([values.index(getattr(face, name)) for face in faces]) for name, values in self.categorical.items()}
+        found = {}
+        for name, values in self.categorical.items():
+            found[name] = torch.tensor([values.index(getattr(face, name)) for face in faces])
         for name, (low, high) in self.seen.items():
             found[name] = torch.tensor([(getattr(face, name) - low) / (high - low) for face in faces]).float().clamp(0, 1)
         return found
@@ -130,7 +134,8 @@ class Oracle(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         config = {"kind": "oracle", **self.config, "categorical": self.categorical, "continuous": self.continuous}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        save_file({name: value.detach().half().contiguous().cpu() for name, value in self.state_dict().items()}, folder / "model.safetensors")
+        weights = {name: value.detach().half().contiguous().cpu() for name, value in self.state_dict().items()}
+        save_file(weights, folder / "model.safetensors")
 
 
 def load_oracle(path: str | Path = "editkit:toy-oracle") -> Oracle:
@@ -139,16 +144,16 @@ def load_oracle(path: str | Path = "editkit:toy-oracle") -> Oracle:
     Raises:
         UserError: no such folder, or it is no oracle.
     """
-    from editkit.backbones.assets import resolve
-
-    folder = Path(resolve(str(path)))
+    folder = resolve(path)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         weights = load_file(folder / "model.safetensors")
         oracle = Oracle(config["categorical"], config["continuous"], config["widths"], config["features"])
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"{folder} holds no oracle ({error}); expected config.json and model.safetensors as Oracle.save writes them") from None
-    oracle.load_state_dict({name: value.float() for name, value in weights.items()})
+        oracle.load_state_dict({name: value.float() for name, value in weights.items()})
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"{folder} holds no oracle ({error}): name a folder that Oracle.save wrote, or editkit:toy-oracle"
+        ) from None
     return oracle.eval().requires_grad_(False)
 
 
