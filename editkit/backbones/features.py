@@ -5,6 +5,7 @@ Both are saved as a folder with `config.json` and `model.safetensors`; half prec
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -65,7 +66,7 @@ class PerceptualNet(FeatureNet):
     def __init__(self, channels: tuple[int, ...] = (32, 64, 96)) -> None:
         super().__init__(channels=list(channels))
         widths = (3, *channels)
-        self.stages = nn.ModuleList(_stage(width_in, width) for width_in, width in zip(widths, widths[1:], strict=False))
+        self.stages = nn.ModuleList(_stage(width_in, width) for width_in, width in itertools.pairwise(widths))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the features of every stage for images (B, 3, H, W) in [-1, 1]: (B, channels[k], H / 2^k, W / 2^k)."""
@@ -101,7 +102,7 @@ class IdentityNet(FeatureNet):
         super().__init__(channels=list(channels), dim=dim, image_size=image_size)
         widths = (3, *channels)
         self.image_size = image_size
-        self.stages = nn.ModuleList(_Halve(width_in, width) for width_in, width in zip(widths, widths[1:], strict=False))
+        self.stages = nn.ModuleList(_Halve(width_in, width) for width_in, width in itertools.pairwise(widths))
         side = image_size // 2 ** (len(channels) + 1)
         self.head = nn.Linear(channels[-1] * side * side, dim)
 

@@ -1,0 +1,115 @@
+"""What every backbone offers to the engine and to methods, whatever checkpoint it wraps."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from editkit.engine.schedule import Schedule
+from editkit.errors import UsageError, suggestion
+from editkit.types import Condition, EditRequest, Prediction
+
+Tap = Callable[[Tensor], Tensor | None]
+Finish = Callable[[Sequence[Tensor]], list[Prediction]]
+
+
+class Backbone(nn.Module, ABC):
+    """A pretrained diffusion network as a Denoiser, with its inside reachable by named places.
+
+    Attributes:
+        schedule: the noise schedule that it was trained with.
+        parameterization: what its network outputs, "eps", "v" or "x0".
+        style: block design of its network, "ddpm" (time added) or "adm" (time scales and shifts).
+    """
+
+    schedule: Schedule
+    parameterization: str
+    style: str
+
+    @property
+    @abstractmethod
+    def sample_shape(self) -> tuple[int, int, int]:
+        """Return (C, H, W) of what is diffused."""
+
+    @property
+    @abstractmethod
+    def bottleneck_shape(self) -> tuple[int, int, int]:
+        """Return (C, h, w) of the middle block's output."""
+
+    @property
+    @abstractmethod
+    def time_width(self) -> int:
+        """Return the width of the time embedding."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, t: float | Tensor, cond: Condition | None = None) -> Prediction:
+        """Predict x0 and eps, in float32, of x (B, C, H, W) at model time t, a number or (B,)."""
+
+    @abstractmethod
+    def halves(self, x: Tensor, t: float | Tensor, cond: Condition | None = None) -> tuple[Tensor, Finish]:
+        """Run the network as far as the middle block's output h; return h and `finish`.
+
+        `finish([h1, h2...])` runs the rest once for all of them in one batch, with the same skip connections, and
+        returns one Prediction each, of the same x and t.
+        """
+
+    @abstractmethod
+    def time_embedding(self, t: float | Tensor) -> Tensor:
+        """Return the network's own embedding of the time, (B, time_width); a number gives B = 1."""
+
+    @abstractmethod
+    def places(self) -> dict[str, nn.Module]:
+        """Return the modules whose output `taps` can reach, by place: "bottleneck", "down.0", "up.0"..."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return what is diffused for images (B, 3, H, W) in [-1, 1]; pixels themselves unless a backbone has latents."""
+        return images
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return the images of what is diffused."""
+        return latents
+
+    def condition(self, request: EditRequest) -> Condition | None:
+        """Return what the network is conditioned on for a request; None for an unconditional one."""
+        return None
+
+    @contextmanager
+    def taps(self, place: str, fn: Tap) -> Iterator[None]:
+        """Let `fn` see, and replace if it returns a tensor, the output of a place while the context is open.
+
+        At "down.N" the replaced tensor goes on to the next block; the skip connections keep what they were.
+
+        Raises:
+            UsageError: the network has no such place.
+        """
+        places = self.places()
+        if place not in places:
+            raise UsageError(f"no place {place!r} in this backbone.{suggestion(place, places)} It has: {', '.join(places)}")
+        hook = places[place].register_forward_hook(lambda module, args, output: _tapped(fn, output))
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def digest(self) -> str:
+        """Return a hash of the weights and of the noise schedule, 16 hex digits."""
+        sha = hashlib.sha256(self.parameterization.encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            sha.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+            sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        sha.update(self.schedule.table.cpu().numpy().tobytes())
+        return sha.hexdigest()[:16]
+
+
+def _tapped(fn: Tap, output: Any) -> Any:
+    whole = isinstance(output, Tensor)
+    replaced = fn(output if whole else output[0])
+    if replaced is None:
+        return None
+    return replaced if whole else (replaced, *output[1:])
