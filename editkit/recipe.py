@@ -1,0 +1,351 @@
+"""Recipes: from strings to a checked configuration, and from a configuration to objects. The only module that imports hydra.
+
+`compose` makes a configuration of a recipe and overrides, `freeze` and `thaw` keep it in a run directory, `build` makes
+the objects it names. Nothing that a configuration names is imported unless it is on a short allow-list, and every mistake
+that a user can make is a `RecipeError` of one line. Reading names and cards needs neither hydra nor torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from editkit.errors import UserError, suggestion
+from editkit.recipe_checks import RecipeError, check_arguments, check_override, check_targets, keys, missing, one_line
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+__all__ = [
+    "Card",
+    "RecipeError",
+    "build",
+    "cards",
+    "choices",
+    "compose",
+    "freeze",
+    "frozen",
+    "groups",
+    "keys",
+    "thaw",
+    "validate",
+]
+
+CONF = Path(__file__).parent / "conf"
+CONFIG_FILE = "config.yaml"
+# What may differ between two starts of one run: how far, how often and where, not what is trained.
+MAY_CHANGE = re.compile(
+    r"(run_dir|logger|cluster|engine)\b|trainer\.(steps|images|accelerator|devices|num_nodes|num_workers|save_every_s|keep|log_every|sample_every)$"
+)
+
+
+def compose(
+    overrides: Sequence[str], *, prompts: Mapping[str, str | None] | None = None, conf_dirs: Sequence[Path | str] = ()
+) -> DictConfig:
+    """Return the configuration of `overrides`, such as `["recipe=asyrp", "trainer.steps=200"]`.
+
+    Args:
+        prompts: texts by key, `method.prompt` or `prompt` for short; set as they are, whatever they contain. None is left out.
+        conf_dirs: folders laid out like editkit's conf/, searched after it. `recipe=` also takes the path of a yaml file.
+
+    Raises:
+        RecipeError: an unknown recipe, group or key (nested ones too), a value of another type, a forbidden `_target_`.
+    """
+    from omegaconf import OmegaConf
+
+    with _with_own_recipe(overrides, conf_dirs) as (texts, folders):
+        items = [_parse(text) for text in texts]
+        chosen = [text for text, item in zip(texts, items, strict=True) if _is_choice(item, folders)]
+        cfg = _compose(chosen, folders)
+        if len(chosen) < len(texts):
+            plain = OmegaConf.to_container(cfg)
+            for item in items:
+                if not _is_choice(item, folders):
+                    check_override(
+                        item.key_or_group, item.value(), plain, groups(folders), adding=item.is_add() or item.is_force_add()
+                    )
+            cfg = _compose(texts, folders)
+        name = next((str(item.value()) for item in items if item.key_or_group == "recipe"), None)
+    _finish(cfg, name, overrides, prompts or {})
+    check_targets(OmegaConf.to_container(cfg))
+    return cfg
+
+
+def frozen(cfg: DictConfig) -> dict[str, Any]:
+    """Return the configuration as plain values, all references followed: what a checkpoint keeps.
+
+    Raises:
+        RecipeError: a required value (`???`) was not given.
+    """
+    from omegaconf import OmegaConf
+
+    lacking = missing(OmegaConf.to_container(cfg))
+    if lacking:
+        raise RecipeError(f"{' and '.join(lacking)} must be given: add {lacking[0]}=...")
+    return dict(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+
+
+def freeze(cfg: DictConfig, run_dir: Path | str) -> Path:
+    """Write the configuration to `run_dir`/config.yaml and return that path; a run that is there already may be continued.
+
+    Raises:
+        RecipeError: the folder holds a run of another configuration.
+        UserError: the folder cannot be written.
+    """
+    import yaml
+
+    plain = frozen(cfg)
+    path = Path(run_dir) / CONFIG_FILE
+    if path.exists():
+        before, now = _leaves(frozen(thaw(run_dir))), _leaves(plain)
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key) and not MAY_CHANGE.match(key):
+                raise RecipeError(
+                    f"{run_dir} holds a run with {key}={before.get(key)}, now it is {now.get(key)}: "
+                    f"repeat that command to continue it, or start another with run_dir=NEW_FOLDER"
+                )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        part.write_text(yaml.safe_dump(_escaped(plain), sort_keys=False, allow_unicode=True, width=120), encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another folder with run_dir=...") from error
+    return path
+
+
+def thaw(run_dir: Path | str) -> DictConfig:
+    """Return the configuration that `freeze` wrote to a run directory (or the path of such a file)."""
+    from omegaconf import OmegaConf
+
+    path = Path(run_dir)
+    path = path / CONFIG_FILE if path.is_dir() or path.suffix != ".yaml" else path
+    try:
+        cfg = OmegaConf.create(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{run_dir} is not a run directory: it has no {CONFIG_FILE}") from None
+    except Exception as error:
+        raise RecipeError(f"cannot read {path}: {one_line(error)}") from error
+    OmegaConf.set_struct(cfg, True)
+    check_targets(OmegaConf.to_container(cfg))
+    return cfg  # type: ignore[return-value]
+
+
+def validate(cfg: DictConfig) -> None:
+    """Import everything that the configuration names and hold its arguments against the signatures; build nothing.
+
+    Raises:
+        RecipeError: an argument that is missing, unknown or of a wrong type.
+    """
+    plain = frozen(cfg)
+    check_targets(plain)
+    for key, section in plain.items():
+        check_arguments(section, key)
+
+
+def build(cfg: DictConfig, key: str, **arguments: Any) -> Any:
+    """Make the object of section `key` (`method`, `backbone`, `data`...), with `arguments` added to the section's own.
+
+    Raises:
+        RecipeError: the section is missing, or its arguments do not fit.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    section = OmegaConf.select(cfg, key)
+    if not section or "_target_" not in section:
+        raise RecipeError(f"this configuration has no {key}: choose a recipe with recipe=NAME ({', '.join(choices('recipe'))})")
+    plain = _at(frozen(cfg), key)
+    check_targets(plain, key)
+    check_arguments({**plain, **arguments}, key)
+    try:
+        return instantiate(plain, _convert_="all", **arguments)
+    except InstantiationException as error:
+        raise (error.__cause__ or error) from None
+
+
+def groups(folders: Sequence[Path | str] = ()) -> list[str]:
+    """Return the names of the configuration groups: backbone, data, recipe..."""
+    entries = [entry for root in (CONF, *folders) for entry in Path(root).iterdir()]
+    return sorted({"recipe"} | {entry.name for entry in entries if entry.is_dir() and any(entry.glob("*.yaml"))})
+
+
+def choices(group: str, folders: Sequence[Path | str] = ()) -> list[str]:
+    """Return the names that a group offers, nested ones with their folder (`paper/asyrp`)."""
+    roots = [Path(root) / group for root in (CONF, *folders)]
+    return sorted({path.relative_to(root).with_suffix("").as_posix() for root in roots for path in root.rglob("*.yaml")})
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a recipe says about its method; everything but the name may be missing.
+
+    Attributes:
+        recipe: what to type after `recipe=`.
+        family: `weak`, `self` or `full`: how much supervision the method needs.
+        needs: inputs of an edit, named like their options.
+        rest: all other entries.
+    """
+
+    recipe: str
+    title: str = ""
+    family: str = ""
+    summary: str = ""
+    paper: str = ""
+    licence: str = ""
+    weights: str = ""
+    needs: tuple[str, ...] = ()
+    rest: Mapping[str, Any] = field(default_factory=dict)
+
+
+def cards(folders: Sequence[Path | str] = ()) -> list[Card]:
+    """Return the cards of all recipes, by name; read from the yaml files alone."""
+    return [card_of(name, path) for name in choices("recipe", folders) if (path := recipe_file(name, folders))]
+
+
+def card_of(name: str, path: Path) -> Card:
+    """Return the card of one recipe file."""
+    import yaml
+
+    try:
+        entries = dict((yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("card") or {})
+    except yaml.YAMLError as error:
+        raise RecipeError(f"cannot read {path}: {one_line(error)}") from error
+    texts = {key: str(entries.pop(key, None) or "") for key in ("title", "family", "summary", "paper", "licence", "weights")}
+    return Card(recipe=name, needs=tuple(entries.pop("needs", None) or ()), rest=entries, **texts)
+
+
+def recipe_file(name: str, folders: Sequence[Path | str] = ()) -> Path:
+    """Return the yaml file of a recipe.
+
+    Raises:
+        RecipeError: no recipe has this name.
+    """
+    for root in (CONF, *folders):
+        if (path := Path(root) / "recipe" / f"{name}.yaml").is_file():
+            return path
+    raise RecipeError(_no_choice("recipe", name, folders))
+
+
+def _no_choice(group: str, name: str, folders: Sequence[Path | str]) -> str:
+    known = choices(group, folders)
+    return f"there is no {group} {name!r}.{suggestion(name, known)} Known: {', '.join(known) or 'none'}."
+
+
+@contextmanager
+def _with_own_recipe(overrides: Sequence[str], conf_dirs: Sequence[Path | str]) -> Iterator[tuple[list[str], list[Path]]]:
+    """Check the folders, and let `recipe=some/file.yaml` be found by its stem while composing."""
+    folders = [Path(folder).resolve() for folder in conf_dirs]
+    for folder in folders:
+        if not folder.is_dir():
+            raise RecipeError(f"--conf {folder} is not a folder")
+    texts = list(overrides)
+    with TemporaryDirectory(prefix="editkit-recipe-") as own:
+        for index, text in enumerate(texts):
+            key, _, value = text.partition("=")
+            if key == "recipe" and value.endswith((".yaml", ".yml")):
+                file = Path(value).expanduser().resolve()
+                if not file.is_file():
+                    raise RecipeError(f"there is no recipe file {value}")
+                (Path(own) / "recipe").mkdir(exist_ok=True)
+                (Path(own) / "recipe" / f"{file.stem}.yaml").symlink_to(file)
+                texts[index] = f"recipe={file.stem}"
+                folders.append(Path(own))
+        yield texts, folders
+
+
+def _parse(text: str) -> Any:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    if "=" not in text and not text.startswith("~"):
+        known = [f"recipe={name}" for name in choices("recipe")]
+        hint = f" Did you mean 'recipe={text}'?" if f"recipe={text}" in known else ""
+        raise RecipeError(f"{text!r} is not of the form key=value.{hint}")
+    try:
+        item = OverridesParser.create().parse_override(text)
+    except HydraException:
+        key, _, value = text.partition("=")
+        quoted = value.replace("'", "\\'")
+        raise RecipeError(f"cannot read {text!r}; if the value is one text, quote it: \"{key}='{quoted}'\"") from None
+    if item.is_sweep_override():
+        raise RecipeError(f"{text!r} lists several values, a run takes one; a list is written {item.key_or_group}=[...]")
+    return item
+
+
+def _is_choice(item: Any, folders: Sequence[Path]) -> bool:
+    """Say whether an override chooses a file of a group, and that the file exists."""
+    if item.key_or_group not in groups(folders):
+        return False
+    value = item.value()
+    if item.is_delete() or value is None:
+        return True
+    if not isinstance(value, str) or value not in choices(item.key_or_group, folders):
+        raise RecipeError(_no_choice(item.key_or_group, str(value), folders))
+    return True
+
+
+def _compose(overrides: Sequence[str], folders: Sequence[Path]) -> DictConfig:
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    extra = [f"hydra.searchpath=[{','.join(repr(f'file://{folder}') for folder in folders)}]"] if folders else []
+    try:
+        with hydra.initialize_config_module("editkit.conf", version_base="1.3"):
+            return hydra.compose("train", overrides=[*extra, *overrides])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise RecipeError(f"cannot compose {' '.join(overrides) or 'the configuration'}: {one_line(error)}") from error
+
+
+def _finish(cfg: DictConfig, name: str | None, overrides: Sequence[str], prompts: Mapping[str, str | None]) -> None:
+    """Set what strings cannot carry: the recipe's name, the prompts, the run directory."""
+    from omegaconf import OmegaConf, open_dict
+
+    given = {key if "." in key else f"method.{key}": text for key, text in prompts.items() if text is not None}
+    for key, text in given.items():
+        section, _, last = key.rpartition(".")
+        if last not in (OmegaConf.select(cfg, section) or {}):
+            raise RecipeError(f"recipe {name or '(none)'} takes no --{last.replace('_', '-')}: it has no {key}")
+        OmegaConf.update(cfg, key, _escaped(text))
+    with open_dict(cfg):
+        cfg.recipe = name
+    if cfg.get("run_dir") is None:
+        cfg.run_dir = _run_dir(name, overrides, given)
+
+
+def _run_dir(name: str | None, overrides: Sequence[str], prompts: Mapping[str, str]) -> str:
+    """Name a run after its recipe, prompts and overrides: the same command finds its own folder again, on every rank."""
+    words = [re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40].strip("-") for text in prompts.values()]
+    others = sorted(text for text in overrides if not text.startswith("recipe="))
+    digest = [hashlib.sha256("\n".join(others).encode()).hexdigest()[:6]] if others else []
+    return str(Path("runs") / "-".join([(name or "no-recipe").replace("/", "-"), *filter(None, words), *digest]))
+
+
+def _escaped(value: Any) -> Any:
+    """Return the value with `${` made literal, for it would be a reference when read again."""
+    if isinstance(value, str):
+        return value.replace("${", "\\${")
+    if isinstance(value, Mapping):
+        return {key: _escaped(item) for key, item in value.items()}
+    return [_escaped(item) for item in value] if isinstance(value, list) else value
+
+
+def _leaves(node: Any, where: str = "") -> dict[str, Any]:
+    if not isinstance(node, Mapping):
+        return {where: node}
+    return {key: value for name, item in node.items() for key, value in _leaves(item, f"{where}.{name}".lstrip(".")).items()}
+
+
+def _at(node: Any, key: str) -> Any:
+    for part in key.split("."):
+        node = node[part]
+    return node
