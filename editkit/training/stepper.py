@@ -1,0 +1,174 @@
+"""Stepper: turns a method's updates into optimiser steps."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from editkit.errors import UserError
+from editkit.training.ema import Ema
+from editkit.training.plan import Plan
+from editkit.training.update import Update
+
+if TYPE_CHECKING:
+    from editkit.training.method import Method
+
+
+class NotFinite(UserError):
+    """The gradient became NaN or infinite; raised before the weights are touched."""
+
+
+class Stepper:
+    """Accumulates, clips, checks, steps, schedules, averages and counts; it works with and without a Trainer.
+
+    Attributes:
+        steps: optimiser steps taken, all groups together.
+        images: images seen, over all devices.
+        backward: differentiates a loss; the loop puts Lightning's here.
+        unsynced: context in which a backward pass leaves the gradients of the other devices out (accumulation).
+    """
+
+    def __init__(self, method: Method, plan: Plan) -> None:
+        self.method = method
+        self.plan = plan
+        self.parameters: dict[str, dict[str, nn.Parameter]] = method.trained_parameters()
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.schedulers: dict[str, torch.optim.lr_scheduler.LRScheduler] = {}
+        self.ema: Ema | None = None
+        self.meter = Meter()
+        self.steps = 0
+        self.images = 0
+        self.waiting = dict.fromkeys(self.parameters, 0)
+        self.backward: Callable[[Tensor], None] = torch.Tensor.backward
+        self.unsynced: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+
+    def make_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Create optimisers, schedules and the average for the parameters where they are now; return the optimisers."""
+        if self.method.optimizer is None:
+            raise ValueError(f"{type(self.method).__name__} has no optimizer; set method.optimizer in its recipe")
+        self.optimizers = {group: self.method.optimizer(list(named.values())) for group, named in self.parameters.items()}
+        if self.method.scheduler is not None:
+            self.schedulers = {group: self.method.scheduler(optimizer) for group, optimizer in self.optimizers.items()}
+        if self.plan.ema is not None:
+            self.ema = Ema(self.parameters, self.plan.ema)
+        return list(self.optimizers.values())
+
+    @property
+    def settled(self) -> bool:
+        """True when no gradient waits for its optimiser step: the only moments at which a state can be saved."""
+        return not any(self.waiting.values())
+
+    @property
+    def done(self) -> bool:
+        """True when the planned length is reached."""
+        return self.settled and self.plan.position(steps=self.steps, images=self.images) >= self.plan.length
+
+    def run(self, batch: Mapping[str, Any]) -> None:
+        """Take the optimiser steps of one batch.
+
+        Raises:
+            NotFinite: before the update that a NaN or infinite gradient would have made.
+        """
+        self.images += self.plan.batch_size
+        for update in self.method.updates(batch):
+            self._apply(update, batch)
+
+    def _apply(self, update: Update, batch: Mapping[str, Any]) -> None:
+        group = update.group
+        self.waiting[group] = (self.waiting[group] + 1) % self.plan.accumulate
+        total = update.total()
+        with contextlib.nullcontext() if self.waiting[group] == 0 else self.unsynced():
+            self.backward(total / self.plan.accumulate)
+        self.meter.add({"loss": total, **{f"loss/{name}": value for name, value in update.losses.items()}, **update.report})
+        if self.waiting[group] == 0:
+            self._step(update, batch)
+
+    def _step(self, update: Update, batch: Mapping[str, Any]) -> None:
+        group = update.group
+        parameters = list(self.parameters[group].values())
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if not gradients:
+            raise ValueError(f"no gradient reached the group {group!r}")
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not math.isfinite(norm.item()):
+            raise NotFinite(self._explain(update, batch))
+        if self.plan.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.plan.clip_norm, norm)
+        optimizer = self.optimizers[group]
+        rate = optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if group in self.schedulers:
+            self.schedulers[group].step()
+        self.steps += 1
+        if self.ema is not None:
+            self.ema.update(group, images=self.images)
+        self.meter.add({f"grad_norm/{group}": norm, f"lr/{group}": float(rate)})
+
+    def _explain(self, update: Update, batch: Mapping[str, Any]) -> str:
+        values = ", ".join(f"{name}={value.detach().float().mean().item():.4g}" for name, value in update.losses.items())
+        keys = [str(key) for key in batch.get("key", ())]
+        of = f" Images of the batch: {', '.join(keys[:4])}{'...' if len(keys) > 4 else ''}." if keys else ""
+        return (
+            f"the gradient of {update.group!r} is not finite at step {self.steps + 1} (losses {values}); nothing was updated.{of} "
+            "Lower method.optimizer.lr, or set trainer.clip_norm=1, and run the same command again"
+        )
+
+    def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the parameters hold their moving average; without one it changes nothing."""
+        return self.ema.applied() if self.ema is not None else contextlib.nullcontext()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything but the weights: counts, optimisers, schedules, average.
+
+        Raises:
+            RuntimeError: gradients are waiting; ask `settled` first.
+        """
+        if not self.settled:
+            raise RuntimeError("gradients are waiting for their optimiser step; a state saved now would lose them")
+        return {
+            "steps": self.steps,
+            "images": self.images,
+            "optimizers": {group: optimizer.state_dict() for group, optimizer in self.optimizers.items()},
+            "schedulers": {group: scheduler.state_dict() for group, scheduler in self.schedulers.items()},
+            "ema": self.ema.state_dict() if self.ema is not None else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict`. An average that was not kept before starts from the loaded weights."""
+        self.steps, self.images = state["steps"], state["images"]
+        for group, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][group])
+        for group, scheduler in self.schedulers.items():
+            scheduler.load_state_dict(state["schedulers"][group])
+        if self.plan.ema is not None:
+            self.ema = Ema(self.parameters, self.plan.ema)
+            if state["ema"] is not None:
+                self.ema.load_state_dict(state["ema"])
+
+
+class Meter:
+    """Means of named values since they were last read; they stay on their device until then."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor | float] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, values: Mapping[str, Tensor | float]) -> None:
+        """Add one observation of each value: a scalar, or one value per sample."""
+        for name, value in values.items():
+            mean = value.detach().float().mean() if isinstance(value, Tensor) else value
+            self.sums[name] = self.sums.get(name, 0.0) + mean
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def take(self, reduce: Callable[[Tensor], Tensor] = lambda means: means) -> dict[str, float]:
+        """Return the means by name and start anew; `reduce` averages the vector of means over the devices."""
+        names = sorted(self.sums)
+        means = reduce(torch.tensor([float(self.sums[name]) / self.counts[name] for name in names], dtype=torch.float64))
+        self.sums, self.counts = {}, {}
+        return dict(zip(names, means.tolist(), strict=True))
