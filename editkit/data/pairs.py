@@ -1,0 +1,82 @@
+"""Toy faces in counterfactual pairs: a face, the same face after one named edit, and captions of both.
+
+What a contrastive model needs to learn which words belong to which change: all else in a pair is equal.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from editkit.data.toyworld.captions import caption
+from editkit.data.toyworld.faces import render
+from editkit.data.toyworld.world import EDITS, counterfactual, face_at
+
+
+class FacePairs(Dataset):
+    """Item k: {image, other (3, H, W) in [-1, 1], face, other_face, edit, captions (two), key}.
+
+    Args:
+        split: a split of the toy world.
+        size: side of the images in pixels.
+        count: faces in the data set.
+        seed: decides the edits and the captions; those of one face differ from draw to draw.
+    """
+
+    def __init__(self, split: str, size: int, count: int, seed: int = 0):
+        self.split, self.size, self.count = split, size, count
+        self._rng = np.random.default_rng([seed, 7])
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        face = face_at(self.split, index)
+        eligible = [edit.name for edit in EDITS.values() if edit.eligible(face)]
+        edit = eligible[int(self._rng.integers(len(eligible)))]
+        other = counterfactual(face, edit)
+        return {
+            "key": f"faces/{self.split}/{index:06d}",
+            "image": to_tensor(render(face, self.size)[0]),
+            "other": to_tensor(render(other, self.size)[0]),
+            "face": face,
+            "other_face": other,
+            "edit": edit,
+            "captions": (caption(face, self._rng), caption(other, self._rng)),
+        }
+
+
+class FacePairsData:
+    """Data module over FacePairs.
+
+    Args:
+        size: side of the images in pixels.
+        train, validation, test: number of faces in each split.
+    """
+
+    def __init__(self, size: int = 64, train: int = 40_000, validation: int = 512, test: int = 512):
+        self.size, self.counts = size, {"train": train, "validation": validation, "test": test}
+
+    def train_dataset(self) -> FacePairs:
+        return FacePairs("train", self.size, self.counts["train"])
+
+    def validation_dataset(self) -> FacePairs:
+        return FacePairs("validation", self.size, self.counts["validation"])
+
+    def test_dataset(self) -> FacePairs:
+        return FacePairs("test", self.size, self.counts["test"])
+
+    @staticmethod
+    def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+        """Stack the images and list the rest."""
+        batch: dict[str, Any] = {name: [item[name] for item in items] for name in items[0]}
+        return {**batch, "image": torch.stack(batch["image"]), "other": torch.stack(batch["other"])}
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """Return (3, H, W) in [-1, 1] for a uint8 HWC picture."""
+    return torch.from_numpy(image.copy()).permute(2, 0, 1).float().div_(127.5).sub_(1.0)

@@ -1,0 +1,227 @@
+"""A CLIP for the toy world: small, but in CLIP's own layout, and trained so that its gradients can guide an edit.
+
+Contrastive image-text training (Radford et al. 2021) with the pairwise sigmoid loss (Zhai et al. 2023), where a caption is
+a positive of every image that it is TRUE of. Two terms are ours: counterfactual pairs teach which way an image embedding
+moves when one thing changes (the quantity that directional CLIP losses measure), and changes of colour alone must move it
+along none of those ways.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+
+from editkit.data.toyworld.captions import PLAIN, TEMPLATES, caption, holds_matrix, unclear_pairs
+from editkit.data.toyworld.faces import CATEGORICAL, Face
+from editkit.data.toyworld.world import EDITS, face_at
+from editkit.losses.templates import TEMPLATES as GUIDANCE_TEMPLATES
+from editkit.training.method import Artefact, Method
+
+PIXEL_MEAN, PIXEL_STD = 0.5, 0.5
+FACTORS = {name: values for name, values in CATEGORICAL.items()} | {"age": ("young", "grown", "old")}
+
+
+class ToyClip(Method):
+    """Train a CLIPModel from scratch on captioned toy faces.
+
+    Args:
+        width, layers: of the vision tower; the text tower has as many heads and one layer less.
+        patch: side of a vision patch in pixels.
+        image_size: side of the images in pixels.
+        dim: width of the joint embedding.
+        max_length: longest caption in tokens.
+        colour_jitter: largest change of brightness, contrast and channel balance in the colour term.
+        weights: of the terms factors, contrast, direction, colour.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int = 128,
+        layers: int = 4,
+        patch: int = 8,
+        image_size: int = 64,
+        dim: int = 128,
+        max_length: int = 40,
+        colour_jitter: float = 0.25,
+        weights: Mapping[str, float],
+        optimizer: Any = None,
+        scheduler: Any = None,
+    ):
+        super().__init__(optimizer=optimizer, scheduler=scheduler)
+        self.weights, self.colour_jitter, self.max_length = dict(weights), colour_jitter, max_length
+        self.tokenizer = train_tokenizer(corpus())
+        eos = self.tokenizer.eos_token_id
+        shared = {"hidden_size": width, "num_attention_heads": width // 32, "intermediate_size": width * 3, "projection_dim": dim}
+        vision = CLIPVisionConfig(**shared, num_hidden_layers=layers, image_size=image_size, patch_size=patch)
+        text = CLIPTextConfig(
+            **shared,
+            num_hidden_layers=layers - 1,
+            vocab_size=len(self.tokenizer),
+            max_position_embeddings=max_length,
+            bos_token_id=self.tokenizer.bos_token_id,
+            eos_token_id=eos,  # the highest id: transformers pools there, or at the arg-max when it is the legacy 2
+            pad_token_id=eos,
+        )
+        self.clip = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=dim))
+        self.bias = nn.Parameter(torch.tensor(-6.0))  # of the sigmoid loss; not part of the exported model
+        self.factor_head = nn.Linear(width, sum(len(values) for values in FACTORS.values()))
+
+    def trainable(self) -> dict[str, Iterable[nn.Parameter]]:
+        return {"clip": self.parameters()}
+
+    def loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        faces: list[Face] = [*batch["face"], *batch["other_face"]]
+        captions = [pair[0] for pair in batch["captions"]] + [pair[1] for pair in batch["captions"]]
+        images = torch.cat([batch["image"], batch["other"]])
+        jittered = self._recoloured(batch["image"][::2])
+        pooled, embeddings = self._see(augmented(torch.cat([images, jittered])))
+        prompts, guided = self._guided_captions()
+        texts = self._read([c.text for c in captions] + prompts)
+        words, source, targets = texts[: len(captions)], texts[len(captions)], texts[len(captions) + 1 :]
+        count = len(batch["face"])
+        seen, others, recoloured = embeddings[:count], embeddings[count : 2 * count], embeddings[2 * count :]
+        ways = F.normalize(targets - source, dim=1)
+        edits = [guided.index(name) for name in batch["edit"]]
+        with torch.autocast(images.device.type, enabled=False):
+            terms = {
+                "factors": self._factor_loss(pooled[: 2 * count], faces),
+                "contrast": self._contrast(words, embeddings[: 2 * count], captions, faces),
+                "direction": _direction_loss(F.normalize(others - seen, dim=1), ways, edits),
+                "colour": F.relu(F.normalize(recoloured - seen[::2], dim=1) @ ways.T).square().sum(1).mean(),
+            }
+        return {name: self.weights[name] * value for name, value in terms.items()}
+
+    def _see(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        pooled = self.clip.vision_model(images).pooler_output
+        return pooled.float(), F.normalize(self.clip.visual_projection(pooled).float(), dim=1)
+
+    def _read(self, texts: Sequence[str]) -> Tensor:
+        tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
+        pooled = self.clip.text_model(**tokens.to(self.device)).pooler_output
+        return F.normalize(self.clip.text_projection(pooled).float(), dim=1)
+
+    def _contrast(self, words: Tensor, seen: Tensor, captions: Sequence[Any], faces: Sequence[Face]) -> Tensor:
+        true = torch.from_numpy(holds_matrix(captions, faces)).to(words.device)
+        clear = ~torch.from_numpy(unclear_pairs(captions, faces)).to(words.device)
+        logits = words @ seen.T * self.clip.logit_scale.exp().clamp(max=60.0) + self.bias
+        cost = F.softplus(torch.where(true, -logits, logits))
+        right, wrong = true & clear, ~true & clear
+        return cost[right].mean() + cost[wrong].mean()
+
+    def _factor_loss(self, pooled: Tensor, faces: Sequence[Face]) -> Tensor:
+        parts = self.factor_head(pooled).split([len(values) for values in FACTORS.values()], dim=1)
+        costs = [F.cross_entropy(part, factor_classes(name, faces).to(part.device)) for name, part in zip(FACTORS, parts, strict=True)]
+        return torch.stack(costs).mean()
+
+    def _guided_captions(self) -> tuple[list[str], list[str]]:
+        """The source prompt and the prompt of every named edit, all in one template, as directional losses use them."""
+        names = list(EDITS)
+        template = str(np.random.default_rng(int(torch.randint(2**31, ()))).choice(["*", *GUIDANCE_TEMPLATES]))
+        return [template.replace("*", text) for text in ("a face", *(EDITS[name].prompt for name in names))], names
+
+    def _recoloured(self, images: Tensor) -> Tensor:
+        shape = (len(images), 3, 1, 1)
+        change = lambda: (torch.rand(shape, device=images.device) - 0.5) * 2 * self.colour_jitter  # noqa: E731
+        common = change().mean(1, keepdim=True)
+        return (images * (1 + change()) + change() * 0.5 + common).clamp(-1, 1)
+
+    def artefacts(self) -> list[Artefact]:
+        return []
+
+    def export(self, folder: str | Path) -> list[Path]:
+        """Write the CLIPModel + CLIPTokenizer folder with its preprocessor configuration."""
+        folder = Path(folder)
+        with self.averaged_weights():
+            self.clip.half().save_pretrained(folder)
+            self.clip.float()
+        self.tokenizer.save_pretrained(folder)
+        save_bpe(self.tokenizer, folder)
+        side = self.clip.config.vision_config.image_size
+        preprocessor = {
+            "image_processor_type": "CLIPImageProcessor",
+            "size": {"shortest_edge": side},
+            "crop_size": {"height": side, "width": side},
+            "image_mean": [PIXEL_MEAN] * 3,
+            "image_std": [PIXEL_STD] * 3,
+            "resample": 3,
+        }
+        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
+        (folder / "card.json").write_text(json.dumps(self.card(), indent=2) + "\n")
+        return [folder / "model.safetensors"]
+
+    def dummy_batch(self) -> dict[str, Any]:
+        from editkit.data.pairs import FacePairsData
+
+        data = FacePairsData(size=self.clip.config.vision_config.image_size, train=2).train_dataset()
+        return FacePairsData.collate([data[0], data[1]])
+
+
+def _direction_loss(moves: Tensor, ways: Tensor, edits: Sequence[int]) -> Tensor:
+    """Let each image move (B, D) point along the way (E, D) of its own edit, and along no other."""
+    cosines = moves @ ways.T
+    own = torch.tensor(list(edits), device=moves.device)
+    return F.cross_entropy(cosines / 0.1, own) + (1 - cosines.gather(1, own[:, None])).mean()
+
+
+def factor_classes(name: str, faces: Sequence[Face]) -> Tensor:
+    """Return the class (B,) of each face for one of FACTORS."""
+    if name == "age":  # wrinkles start at 42 and are complete at 72
+        return torch.tensor([0 if face.age < 47 else 1 if face.age < 60 else 2 for face in faces])
+    return torch.tensor([CATEGORICAL[name].index(getattr(face, name)) for face in faces])
+
+
+def augmented(images: Tensor) -> Tensor:
+    """Blur, shift and add noise, each to some of the images, so that half-denoised pictures are read as well."""
+    count, device = len(images), images.device
+    some = lambda chance: (torch.rand(count, 1, 1, 1, device=device) < chance).float()  # noqa: E731
+    amount = torch.rand(count, 1, 1, 1, device=device)
+    soft = F.avg_pool2d(F.pad(images, (2, 2, 2, 2), mode="replicate"), 5, 1)
+    soft = F.avg_pool2d(F.pad(soft, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    images = torch.lerp(images, soft, amount * some(0.4))
+    images = images + torch.randn_like(images) * torch.rand(count, 1, 1, 1, device=device) * 0.35 * some(0.5)
+    dx, dy = (int(v) for v in torch.randint(-3, 4, (2,)))
+    return F.pad(images, (3, 3, 3, 3), mode="replicate")[..., 3 + dy : 3 + dy + images.shape[-2], 3 + dx : 3 + dx + images.shape[-1]]
+
+
+def corpus(count: int = 8000) -> list[str]:
+    """Return texts in the words that captions, edits and the losses' prompt templates use."""
+    rng = np.random.default_rng(0)
+    texts = [caption(face_at("train", index), rng).text for index in range(count)]
+    nouns = [edit.prompt for edit in EDITS.values()] + [plain.text for plain in PLAIN]
+    texts += [template.replace("*", noun) for template in GUIDANCE_TEMPLATES for noun in nouns]
+    return texts + [template.format("a face") for template in TEMPLATES]
+
+
+def train_tokenizer(texts: Iterable[str], size: int = 1024) -> CLIPTokenizer:
+    """Learn byte-pair merges in CLIP's manner; the two special tokens get the highest ids, as in CLIP's own vocabulary."""
+    reference = CLIPTokenizer()
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    learner.pre_tokenizer = reference.backend_tokenizer.pre_tokenizer
+    learner.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False)
+    learner.train_from_iterator(texts, trainer)
+    state = json.loads(learner.to_str())["model"]
+    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in state["merges"]]
+    tokens = dict.fromkeys([*alphabet, *(f"{character}</w>" for character in alphabet), *sorted(state["vocab"], key=state["vocab"].get)])
+    vocabulary = {token: index for index, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges)
+
+
+def save_bpe(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Write vocab.json and merges.txt, which older readers of CLIP folders look for."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    (folder / "vocab.json").write_text(json.dumps(state["vocab"], ensure_ascii=False))
+    lines = [merge if isinstance(merge, str) else " ".join(merge) for merge in state["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *lines]) + "\n")
