@@ -78,6 +78,6 @@ def _from_hub(name: str, *, download: bool, revision: str | None) -> Path:
         )
     except LocalEntryNotFoundError as error:
         raise UserError(
-            f"the weights {name} are not on this machine: fetch them with `hf download {name} --local-dir DIR` and name that folder "
-            f"as the path, or set download=true beside the path"
+            f"the weights {name} are not on this machine: run `hf download {name} --local-dir DIR` and give DIR as the path, "
+            "or set download=true beside the path"
         ) from error

@@ -108,7 +108,7 @@ def _check_end_token(folder: Path, model: CLIPModel, tokenizer: CLIPTokenizer) -
     wanted = highest if declared == 2 else declared
     if actual != wanted:
         raise UserError(
-            f"{folder}: the text tower pools at token {wanted} but the tokenizer ends texts with {actual} ({tokenizer.eos_token!r}); "
+            f"{folder}: the text tower pools at token {wanted} but the tokenizer ends texts with token {actual}; "
             "give the end token the highest id, or set text_config.eos_token_id to it"
         )
 

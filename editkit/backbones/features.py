@@ -77,14 +77,17 @@ class PerceptualNet(FeatureNet):
             features.append(x)
         return features
 
-    def distance(self, a: Tensor, b: Tensor) -> Tensor:
-        """Return a distance per pair of images, (B,): 0 for equal ones, at most 2.
+    def compare(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
+        """Return a distance per pair of feature lists, (B,): 0 for equal ones, at most 2.
 
         The squared difference of channel-normalised features, averaged over positions and stages (as in LPIPS, Zhang et
         al. 2018, with equal weights).
         """
-        stages = [_unit(f).sub(_unit(g)).square().sum(1).mean((1, 2)) for f, g in zip(self(a), self(b), strict=True)]
-        return torch.stack(stages).mean(0)
+        return torch.stack([(_unit(f) - _unit(g)).square().sum(1).mean((1, 2)) for f, g in zip(a, b, strict=True)]).mean(0)
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return a distance per pair of images in [-1, 1], (B,)."""
+        return self.compare(self(a), self(b))
 
 
 class IdentityNet(FeatureNet):

@@ -1,0 +1,1 @@
+"""Trainable parts that methods add to a frozen backbone."""
