@@ -12,13 +12,13 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from editkit.errors import UserError, suggestion
+from editkit.errors import UserError
 from editkit.recipe_checks import RecipeError, check_arguments, check_override, check_targets, keys, missing, one_line
+from editkit.recipe_files import Card, cards, choices, groups, no_choice, recipe_file
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -34,11 +34,11 @@ __all__ = [
     "frozen",
     "groups",
     "keys",
+    "recipe_file",
     "thaw",
     "validate",
 ]
 
-CONF = Path(__file__).parent / "conf"
 CONFIG_FILE = "config.yaml"
 # What may differ between two starts of one run: how far, how often and where, not what is trained.
 MAY_CHANGE = re.compile(
@@ -172,74 +172,6 @@ def build(cfg: DictConfig, key: str, **arguments: Any) -> Any:
         raise (error.__cause__ or error) from None
 
 
-def groups(folders: Sequence[Path | str] = ()) -> list[str]:
-    """Return the names of the configuration groups: backbone, data, recipe..."""
-    entries = [entry for root in (CONF, *folders) for entry in Path(root).iterdir()]
-    return sorted({"recipe"} | {entry.name for entry in entries if entry.is_dir() and any(entry.glob("*.yaml"))})
-
-
-def choices(group: str, folders: Sequence[Path | str] = ()) -> list[str]:
-    """Return the names that a group offers, nested ones with their folder (`paper/asyrp`)."""
-    roots = [Path(root) / group for root in (CONF, *folders)]
-    return sorted({path.relative_to(root).with_suffix("").as_posix() for root in roots for path in root.rglob("*.yaml")})
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a recipe says about its method; everything but the name may be missing.
-
-    Attributes:
-        recipe: what to type after `recipe=`.
-        family: `weak`, `self` or `full`: how much supervision the method needs.
-        needs: inputs of an edit, named like their options.
-        rest: all other entries.
-    """
-
-    recipe: str
-    title: str = ""
-    family: str = ""
-    summary: str = ""
-    paper: str = ""
-    licence: str = ""
-    weights: str = ""
-    needs: tuple[str, ...] = ()
-    rest: Mapping[str, Any] = field(default_factory=dict)
-
-
-def cards(folders: Sequence[Path | str] = ()) -> list[Card]:
-    """Return the cards of all recipes, by name; read from the yaml files alone."""
-    return [card_of(name, path) for name in choices("recipe", folders) if (path := recipe_file(name, folders))]
-
-
-def card_of(name: str, path: Path) -> Card:
-    """Return the card of one recipe file."""
-    import yaml
-
-    try:
-        entries = dict((yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("card") or {})
-    except yaml.YAMLError as error:
-        raise RecipeError(f"cannot read {path}: {one_line(error)}") from error
-    texts = {key: str(entries.pop(key, None) or "") for key in ("title", "family", "summary", "paper", "licence", "weights")}
-    return Card(recipe=name, needs=tuple(entries.pop("needs", None) or ()), rest=entries, **texts)
-
-
-def recipe_file(name: str, folders: Sequence[Path | str] = ()) -> Path:
-    """Return the yaml file of a recipe.
-
-    Raises:
-        RecipeError: no recipe has this name.
-    """
-    for root in (CONF, *folders):
-        if (path := Path(root) / "recipe" / f"{name}.yaml").is_file():
-            return path
-    raise RecipeError(_no_choice("recipe", name, folders))
-
-
-def _no_choice(group: str, name: str, folders: Sequence[Path | str]) -> str:
-    known = choices(group, folders)
-    return f"there is no {group} {name!r}.{suggestion(name, known)} Known: {', '.join(known) or 'none'}."
-
-
 @contextmanager
 def _with_own_recipe(overrides: Sequence[str], conf_dirs: Sequence[Path | str]) -> Iterator[tuple[list[str], list[Path]]]:
     """Check the folders, and let `recipe=some/file.yaml` be found by its stem while composing."""
@@ -289,7 +221,7 @@ def _is_choice(item: Any, folders: Sequence[Path]) -> bool:
     if item.is_delete() or value is None:
         return True
     if not isinstance(value, str) or value not in choices(item.key_or_group, folders):
-        raise RecipeError(_no_choice(item.key_or_group, str(value), folders))
+        raise RecipeError(no_choice(item.key_or_group, str(value), folders))
     return True
 
 

@@ -179,7 +179,7 @@ def _unknown(parts: list[str], depth: int, node: Any, config: Mapping[str, Any],
 
 
 def _check_kind(key: str, value: Any, kinds: Sequence[Any], default: Any) -> None:
-    """Raise RecipeError unless `value` is null or fits one of `kinds`: types, or the very values allowed. No kinds: anything goes."""
+    """Raise RecipeError unless `value` is null or fits one of `kinds` (types, or the values allowed); without kinds all fit."""
     if value is None or value == MISSING or not kinds or any(_fits(value, kind) for kind in kinds):
         return
     if isinstance(default, Mapping) and not isinstance(value, Mapping):

@@ -1,13 +1,26 @@
 """What a person typed for one command, as plain values: nothing here is read, checked on disk or composed yet.
 
-The command line fills these in, the functions of `editkit.app` take them, and so can any Python program. No torch here.
+The command line makes its options of these fields and their help texts, the functions of `editkit.app` take the filled
+dataclasses, and so can any Python program. No torch here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from editkit.errors import UsageError, suggestion
+
+INPUTS, RECIPE, COMPUTING = "Inputs", "Recipe", "Computing"
+
+
+def option(
+    help: str, *, default: Any = None, group: str = INPUTS, short: str = "", name: str = "", choices: tuple[str, ...] = ()
+) -> Any:
+    """Declare a field with what the command line needs to know; a list default makes the option repeatable."""
+    about = {"help": help, "group": group, "short": short, "name": name, "choices": choices}
+    return field(default_factory=list, metadata=about) if default == [] else field(default=default, metadata=about)
 
 
 @dataclass(kw_only=True)
@@ -15,16 +28,33 @@ class RecipeOptions:
     """Which recipe, and what differs from it.
 
     Attributes:
-        method: recipe name, such as `asyrp` or `paper/asyrp`; None when a command can do without a method.
-        backbone: name of a file of conf/backbone, or None for the recipe's own.
-        overrides: `key=value` strings, without `recipe=` and without prompts.
-        conf: folders of the user's own recipes and groups, searched after editkit's.
+        method: recipe name, such as `asyrp` or `paper/asyrp`, or a recipe file; None when a command can do without a method.
+        overrides: `key=value` strings, without prompts; a `recipe=` among them moves to `method`, a `backbone=` to `backbone`.
+
+    Raises:
+        UsageError: the recipe or the backbone is named twice, or an option has none of the values it can have.
     """
 
-    method: str | None = None
-    backbone: str | None = None
-    overrides: list[str] = field(default_factory=list)
-    conf: list[Path] = field(default_factory=list)
+    overrides: list[str] = option("What differs from the recipe, as key=value: trainer.steps=200 method.t_edit=450.", default=[])
+    method: str | None = option("Name of a recipe, the same as recipe=NAME.", group=RECIPE)
+    backbone: str | None = option("Name of a backbone, the same as backbone=NAME.", group=RECIPE)
+    conf: list[Path] = option("A folder of your own recipes and groups, laid out like conf/.", default=[], group=RECIPE)
+    dry_run: bool = option("Print the resolved recipe and stop.", default=False, group=RECIPE)
+
+    def __post_init__(self) -> None:
+        for name, key in (("method", "recipe"), ("backbone", "backbone")):
+            values = [text.partition("=")[2] for text in self.overrides if text.startswith(f"{key}=")]
+            typed = getattr(self, name)
+            if len(values) + (typed is not None) > 1:
+                both = " and ".join([f"--{name} {typed}"] * (typed is not None) + [f"{key}={value}" for value in values])
+                raise UsageError(f"{both}: give one of them")
+            if values:
+                setattr(self, name, values[0])
+                self.overrides = [text for text in self.overrides if not text.startswith(f"{key}=")]
+        for name, about in ((name, f.metadata) for name, f in self.__dataclass_fields__.items()):
+            value, allowed = getattr(self, name), about.get("choices")
+            if allowed and value is not None and value not in allowed:
+                raise UsageError(f"--{name} is {', '.join(allowed)}, not {value!r}.{suggestion(str(value), allowed)}")
 
     def recipe_overrides(self) -> list[str]:
         """Return everything that `editkit.recipe.compose` needs to know, as one list of overrides."""
@@ -32,20 +62,34 @@ class RecipeOptions:
         backbone = [f"backbone={self.backbone}"] if self.backbone else []
         return [*recipe, *backbone, *self.overrides]
 
+    def given(self, *names: str) -> list[str]:
+        """Return those of `names` that the user set to something."""
+        return [name for name in names if getattr(self, name) not in (None, [], "")]
+
 
 @dataclass(kw_only=True)
 class DeviceOptions:
-    """Where and in which numbers to compute.
+    """Where and in which numbers to compute."""
+
+    device: str | None = option("cpu, cuda, cuda:1, mps...; the best there is if not given.", group=COMPUTING)
+    dtype: str | None = option("Numbers of the networks: fp32, bf16 or fp16.", group=COMPUTING, choices=("fp32", "bf16", "fp16"))
+    seed: int = option("Whole number that all noise is drawn from, with each image's name.", default=0, group=COMPUTING)
+
+
+@dataclass(kw_only=True)
+class TrainOptions(RecipeOptions):
+    """The inputs of `editkit train`.
 
     Attributes:
-        device: `cpu`, `cuda`, `cuda:1`, `mps`...; None takes the best one there is.
-        dtype: `fp32`, `bf16` or `fp16` for the networks; None is the device's default.
-        seed: whole number that all noise is drawn from, together with each image's name.
+        run_dir: folder of the run; None takes the recipe's, named after recipe, prompts and overrides, so that the same
+            command continues the same run.
+        source: run directory whose frozen recipe to use instead of composing one.
     """
 
-    device: str | None = None
-    dtype: str | None = None
-    seed: int = 0
+    prompt: str | None = option("What the edit should show, for methods that train one text.")
+    source_prompt: str | None = option("What the images show before the edit.")
+    run_dir: Path | None = option("Folder of this run; an existing one is continued.", short="-o")
+    source: Path | None = option("Continue this run with its own frozen recipe.", name="--from")
 
 
 @dataclass(kw_only=True)
@@ -57,71 +101,68 @@ class EditOptions(RecipeOptions, DeviceOptions):
     Attributes:
         reference, reference_mask: one or several exemplar images and their masks, in the same order.
         box: `x0,y0,x1,y1` in pixels of the image as the user sees it.
-        labels: names of classes or parts, as the method's card explains them.
         strength: how far to go, 1 = as trained; several values make a strip; empty is the method's default.
-        samples: results wanted for each image.
         weights: `[NAME=]PATH[:STRENGTH]`, each a trained artefact to use.
-        offload: `none`, `model` or `layers`: what waits in main memory while it is not computing.
-        fit: `mask`, `crop` or `resize`: how any size becomes the model's; None zooms on the mask if there is one.
         output: a file for one image, a folder for several.
     """
 
-    image: Path | None = None
-    mask: Path | None = None
-    reference: list[Path] = field(default_factory=list)
-    reference_mask: list[Path] = field(default_factory=list)
-    prompt: str | None = None
-    source_prompt: str | None = None
-    instruction: str | None = None
-    sketch: Path | None = None
-    segmentation: Path | None = None
-    stroke: Path | None = None
-    box: str | None = None
-    labels: str | None = None
-    example_before: Path | None = None
-    example_after: Path | None = None
-    strength: list[float] = field(default_factory=list)
-    steps: int | None = None
-    samples: int = 1
-    weights: list[str] = field(default_factory=list)
-    offload: str | None = None
-    fit: str | None = None
-    output: Path | None = None
+    image: Path | None = option("Image to edit, or a folder of them.")
+    mask: Path | None = option("Where to edit: white is edited, black stays as it is.")
+    reference: list[Path] = option("Exemplar image (repeatable).", default=[])
+    reference_mask: list[Path] = option("The part of the exemplar that counts (repeatable, in the same order).", default=[])
+    prompt: str | None = option("What the result should show.")
+    source_prompt: str | None = option("What the image shows now.")
+    instruction: str | None = option("What to do: 'make it night'.")
+    sketch: Path | None = option("Lines to follow, as an image.")
+    segmentation: Path | None = option("Parts to follow, as an image of classes.")
+    stroke: Path | None = option("Rough colours to follow, as an image.")
+    box: str | None = option("x0,y0,x1,y1 in pixels of the image.")
+    labels: str | None = option("Names of classes or parts, as the method's card explains.")
+    example_before: Path | None = option("An example of the edit: before.")
+    example_after: Path | None = option("An example of the edit: after.")
+    strength: list[float] = option(
+        "How far to go, 1 = as trained; negative goes the other way; several make a strip.", default=[]
+    )
+    steps: int | None = option("Sampling steps.")
+    samples: int = option("Results wanted for each image.", default=1)
+    weights: list[str] = option("A trained part to use, [NAME=]PATH[:STRENGTH] (repeatable).", default=[])
+    fit: str | None = option(
+        "How any size becomes the model's: mask (zoom on it), crop (centre square) or resize.", choices=("mask", "crop", "resize")
+    )
+    output: Path | None = option("Where to write: a file for one image, a folder for several.", short="-o")
+    offload: str | None = option(
+        "What waits in main memory while it is not computing: none, model or layers.",
+        group=COMPUTING,
+        choices=("none", "model", "layers"),
+    )
 
 
 @dataclass(kw_only=True)
 class InvertOptions(RecipeOptions, DeviceOptions):
-    """The inputs of `editkit invert`: noise an image deterministically and measure the way back.
+    """The inputs of `editkit invert`: noise an image and measure the way back.
 
     Attributes:
         inverter: a name of `editkit.engine.invert.INVERTERS`.
-        steps: noise levels; None is the recipe's.
         output: file for the trajectory (`.inv.safetensors`), or a folder when the image is one.
     """
 
-    image: Path | None = None
-    inverter: str = "ddim"
-    steps: int | None = None
-    prompt: str | None = None
-    fit: str | None = None
-    output: Path | None = None
+    image: Path | None = option("Image to invert, or a folder of them.")
+    inverter: str = option("ddim, fixed-point, edit-friendly...", default="ddim")
+    steps: int | None = option("Noise levels.")
+    prompt: str | None = option("What the image shows, for backbones that read text.")
+    fit: str | None = option("How any size becomes the model's: crop (centre square) or resize.", choices=("crop", "resize"))
+    output: Path | None = option("File for the trajectory, such as face.inv.safetensors.", short="-o")
 
 
 @dataclass(kw_only=True)
 class SampleOptions(RecipeOptions, DeviceOptions):
-    """The inputs of `editkit sample`: new images from noise.
+    """The inputs of `editkit sample`: new images from noise."""
 
-    Attributes:
-        samples: images wanted.
-        weights: `[NAME=]PATH[:STRENGTH]`, each a trained artefact to use.
-        output: a file for a contact sheet, or a folder for one file an image.
-    """
-
-    prompt: str | None = None
-    samples: int = 16
-    steps: int | None = None
-    weights: list[str] = field(default_factory=list)
-    output: Path | None = None
+    prompt: str | None = option("What the images should show, for backbones that read text.")
+    samples: int = option("Images wanted.", default=16)
+    steps: int | None = option("Sampling steps.")
+    weights: list[str] = option("A trained part to use, [NAME=]PATH[:STRENGTH] (repeatable).", default=[])
+    output: Path | None = option("A .png for one sheet, or a folder for one file an image.", short="-o")
 
 
 @dataclass(kw_only=True)
@@ -130,22 +171,15 @@ class EvaluateOptions(RecipeOptions, DeviceOptions):
 
     Attributes:
         edits: targets to score, such as `smiling`; empty takes all that the method has weights for.
-        split: `validation` for tuning or `test` for reporting.
-        images: how many images of the split; None is all 256.
-        weights: `[NAME=]PATH[:STRENGTH]`, each a trained artefact to use.
+        images: how many images of the split; None is all of them (256).
         baselines: names of baselines to put beside the method; `none` for none, empty for the standard ones.
         output: folder for metrics.json, report.html and the pictures.
     """
 
-    edits: list[str] = field(default_factory=list)
-    split: str = "test"
-    images: int | None = None
-    steps: int | None = None
-    weights: list[str] = field(default_factory=list)
-    baselines: list[str] = field(default_factory=list)
-    output: Path | None = None
-
-
-def given(options: RecipeOptions, names: Sequence[str]) -> list[str]:
-    """Return those of `names` that the user set to something."""
-    return [name for name in names if getattr(options, name) not in (None, [], "")]
+    edits: list[str] = option("Edit to score, such as smiling (repeatable).", default=[], name="--edit")
+    split: str = option("validation for tuning, test for reporting.", default="test", choices=("validation", "test"))
+    images: int | None = option("How many images of the split; all 256 if not given.")
+    steps: int | None = option("Sampling steps.")
+    weights: list[str] = option("A trained part to use, [NAME=]PATH[:STRENGTH] (repeatable).", default=[])
+    baselines: list[str] = option("Baseline to put beside the method (repeatable); none for none.", default=[], name="--baseline")
+    output: Path | None = option("Folder for metrics.json, report.html and pictures.", short="-o")
