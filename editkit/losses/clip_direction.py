@@ -33,7 +33,7 @@ class DirectionalClip(nn.Module):
         clip: the encoder, frozen.
         source: what the images show ("a face").
         target: what they should show ("a smiling face").
-        templates: sentences with {} for the text.
+        templates: sentences with * for the text.
     """
 
     def __init__(self, clip: TextImageEncoder, source: str, target: str, *, templates: Sequence[str] = TEMPLATES) -> None:
