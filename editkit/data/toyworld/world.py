@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 
 import numpy as np
@@ -118,6 +119,7 @@ def counterfactual(face: Face, edit_name: str) -> Face:
     return edited(face, **find_edit(edit_name).changes)
 
 
+@lru_cache(maxsize=8192)
 def face_at(split: str, index: int) -> Face:
     """Return a face of a split; splits are disjoint, and only "heldout" shows the held-out combinations of factors.
 

@@ -1,0 +1,125 @@
+"""Write pictures of the toy world as a folder that `folder` reads: images/, labels/ (indexed PNG), metadata.jsonl."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from editkit.data.toyworld.world import DOMAINS, SPLITS, Domain, Sample
+from editkit.errors import UsageError, UserError, suggestion
+
+# Colours of the labels, in the order of a domain's parts; black is the background.
+PALETTE = (
+    (0, 0, 0), (240, 190, 150), (120, 70, 30), (60, 40, 20), (70, 130, 230), (240, 150, 60),
+    (210, 50, 80), (250, 230, 60), (90, 170, 90), (160, 90, 200), (60, 190, 190), (150, 150, 150),
+)  # fmt: skip
+
+
+def render(
+    domain: str, n: int, out: str | Path, *, split: str = "train", size: int = 64, on_done: Callable[[int], None] | None = None
+) -> Path:
+    """Render the first n samples of a split into a folder.
+
+    Pictures that are there already are kept, so an interrupted call goes on where it was, and a larger n adds the rest.
+    A file is never half-written; metadata.jsonl comes last, when everything that it names is there.
+
+    Args:
+        on_done: called with the number of samples that are finished.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UsageError: an unknown domain or split, or a count or size that is no positive number.
+        UserError: the folder cannot be written, or holds something else.
+    """
+    world = find_domain(domain)
+    if split not in SPLITS:
+        raise UsageError(f"the toy world has no split {split!r}.{suggestion(split, SPLITS)} There are: {', '.join(SPLITS)}")
+    if n < 1 or size < 8:
+        raise UsageError(f"give at least 1 picture of 8 pixels a side, got {n} of {size}")
+    folder = Path(out).expanduser()
+    try:
+        n = _claim(folder, {"domain": domain, "split": split, "size": size, "parts": list(world.parts)}, n)
+        _samples(folder, world, split, n, size, on_done)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+    return folder
+
+
+def find_domain(name: str) -> Domain:
+    """Return a domain of the toy world. Raises UsageError for an unknown one."""
+    if name not in DOMAINS:
+        raise UsageError(f"the toy world has no domain {name!r}.{suggestion(name, DOMAINS)} There are: {', '.join(DOMAINS)}")
+    return DOMAINS[name]
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    draft.write_bytes(data)
+    draft.replace(path)
+
+
+def _claim(folder: Path, what: dict[str, object], n: int) -> int:
+    """Write down what the folder holds, or check that it is the same; return how many samples it is to have."""
+    card = folder / "dataset.json"
+    if card.exists():
+        seen = json.loads(card.read_text(encoding="utf-8"))
+        n = max(n, int(seen.pop("count", 0)))
+        if seen != what:
+            differs = next(key for key in {**what, **seen} if seen.get(key) != what.get(key))
+            raise UserError(
+                f"{folder} holds pictures with {differs} {seen.get(differs)}, not {what.get(differs)}: choose another folder"
+            )
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty and was not written by `editkit data render`: choose another folder")
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    write_atomic(card, json.dumps({**what, "count": n}, indent=2).encode())
+    return n
+
+
+def _samples(folder: Path, world: Domain, split: str, n: int, size: int, on_done: Callable[[int], None] | None) -> None:
+    lines = []
+    for index in range(n):
+        sample = world.sample(split, index, size)
+        image = folder / "images" / f"{index:06d}.png"
+        if not image.exists():
+            # The picture comes second: where it is, its labels are too.
+            write_atomic(folder / "labels" / image.name, _png(_indexed(sample.labels)))
+            write_atomic(image, _png(Image.fromarray(sample.image)))
+        lines.append(json.dumps(_line(sample, image.name)))
+        if on_done is not None:
+            on_done(index + 1)
+    write_atomic(folder / "metadata.jsonl", ("\n".join(lines) + "\n").encode())
+
+
+def _line(sample: Sample, name: str) -> dict[str, object]:
+    return {
+        "file_name": f"images/{name}",
+        "text": sample.caption.text,
+        "claims": sample.caption.claims,
+        "factors": sample.factors,
+        "hidden": [factor for factor, shown in sample.visibility.items() if not shown],
+        "rendered_from": dataclasses.asdict(sample.face),
+    }
+
+
+def _indexed(labels: np.ndarray) -> Image.Image:
+    picture = Image.fromarray(labels, mode="P")
+    picture.putpalette([value for colour in PALETTE for value in colour])
+    return picture
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,209 @@
+"""What lies in a user's folder: pictures, their captions, masks, references and labels, and the split of each picture.
+
+    FOLDER/images/*.png|jpg|webp...   or the pictures directly in FOLDER, in sub-folders or not
+    FOLDER/metadata.jsonl             optional: {"file_name": "images/a.png", "text": "a caption"} a line
+    FOLDER/masks/a.png                optional, paired by stem: white = edit here
+    FOLDER/references/a.png           optional, paired by stem; or several in FOLDER/references/a/
+    FOLDER/labels/a.png               optional, paired by stem: part labels as an indexed PNG
+or the same under FOLDER/train, FOLDER/validation and FOLDER/test, which then are the splits. No torch here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from editkit.data.photo import SUFFIXES, read_photo
+from editkit.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+COMPANIONS = ("masks", "references", "labels")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One picture and what is paired with it.
+
+    Attributes:
+        key: path of the picture relative to the folder, with forward slashes.
+        split: train, validation or test.
+        text: its caption, "" if it has none.
+        factors: the "factors" of its line in metadata.jsonl.
+    """
+
+    key: str
+    image: Path
+    split: str
+    text: str = ""
+    factors: dict[str, Any] = field(default_factory=dict)
+    mask: Path | None = None
+    references: tuple[Path, ...] = ()
+    labels: Path | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A folder's readable pictures in the order of their keys, and the unreadable ones with the reason."""
+
+    root: Path
+    entries: tuple[Entry, ...]
+    bad: tuple[tuple[str, str], ...]
+    unused: tuple[str, ...]  # lines of metadata.jsonl, masks... that belong to no picture
+
+    def of(self, split: str) -> tuple[Entry, ...]:
+        """Return the entries of one split."""
+        return tuple(entry for entry in self.entries if entry.split == split)
+
+
+def listing(
+    root: str | Path, *, validation: float = 0.05, test: float = 0.05, check: Callable[[Path], str | None] | None = None
+) -> Listing:
+    """List a folder.
+
+    Without split sub-folders a picture's split follows from a hash of its key, so it stays when others are added; only a
+    split that would come out empty takes the picture nearest to it (from three pictures on).
+
+    Args:
+        validation, test: shares of the pictures, 0 to 1.
+        check: says what is wrong with a file, or None; the default looks at both ends of the file, and decodes it whole
+            only if they are not what they should be.
+
+    Raises:
+        UserError: no such folder, no readable picture in it, or a broken metadata.jsonl.
+    """
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}: set data.root to the folder of your images")
+    parts = {split: root / split for split in SPLITS if (root / split).is_dir()}
+    if "train" in parts:
+        found = [_part(root, folder, split) for split, folder in parts.items()]
+    else:
+        found = [_part(root, root, None)]
+    entries, unused = [e for part, _ in found for e in part], tuple(u for _, rest in found for u in rest)
+    reasons = {entry.key: reason for entry in entries if (reason := (check or quick_check)(entry.image)) is not None}
+    good = [entry for entry in entries if entry.key not in reasons]
+    if not good:
+        raise UserError(_nothing(root, reasons))
+    if "train" not in parts:
+        good = _hashed(good, validation, test)
+    return Listing(root, tuple(sorted(good, key=lambda e: e.key)), tuple(sorted(reasons.items())), unused)
+
+
+def quick_check(path: Path) -> str | None:
+    """Say what is wrong with a picture file, or None; fast, because only odd ends make it decode the picture."""
+    with path.open("rb") as file:
+        head = file.read(16)
+        file.seek(-min(12, path.stat().st_size), 2)
+        tail = file.read()
+    if head.startswith(b"\x89PNG\r\n\x1a\n") and tail[4:8] == b"IEND":
+        return None
+    if head.startswith(b"\xff\xd8\xff") and tail.endswith(b"\xff\xd9"):
+        return None
+    return full_check(path)
+
+
+def full_check(path: Path) -> str | None:
+    """Decode a picture and say what is wrong with it, or None."""
+    try:
+        read_photo(path)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def fraction(key: str) -> float:
+    """Return the place in [0, 1) that a picture's key hashes to; it decides the split."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+
+
+def _nothing(root: Path, reasons: dict[str, str]) -> str:
+    if reasons:
+        return f"none of the {len(reasons)} pictures in {root} can be read; the first: {next(iter(reasons.values()))}"
+    return f"there are no pictures in {root}: expected files that end in {', '.join(sorted(SUFFIXES))}"
+
+
+def _part(root: Path, folder: Path, split: str | None) -> tuple[list[Entry], list[str]]:
+    images = folder / "images" if (folder / "images").is_dir() else folder
+    paths = [path for path in _pictures(images) if images != folder or path.relative_to(folder).parts[0] not in COMPANIONS]
+    lines = _metadata(folder, images)
+    pairs = {name: _paired(folder / name) for name in COMPANIONS}
+    entries, used = [], set()
+    for path in paths:
+        stem = path.relative_to(images).with_suffix("").as_posix()
+        line = lines.pop(path, {})
+        used.add(stem)
+        entries.append(
+            Entry(
+                key=path.relative_to(root).as_posix(),
+                image=path,
+                split=split or "train",
+                text=line.get("text") or "",
+                factors=line.get("factors") or {},
+                mask=next(iter(pairs["masks"].get(stem, ())), None),
+                references=pairs["references"].get(stem, ()),
+                labels=next(iter(pairs["labels"].get(stem, ())), None),
+            )
+        )
+    unused = [f"metadata.jsonl names {path.name}, which is not there" for path in lines]
+    unused += [f"{name}/{stem} belongs to no picture" for name, pair in pairs.items() for stem in pair if stem not in used]
+    return entries, unused
+
+
+def _pictures(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    files = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    return sorted(path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+
+
+def _paired(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """Return the files of a companion folder by the stem that they belong to: a.png and a/1.png both belong to "a"."""
+    pairs: dict[str, tuple[Path, ...]] = {}
+    for path in _pictures(folder):
+        relative = path.relative_to(folder).with_suffix("").as_posix()
+        pairs[relative] = (*pairs.get(relative, ()), path)
+        parent = path.parent.relative_to(folder).as_posix()
+        if folder.name == "references" and parent != ".":
+            pairs[parent] = (*pairs.get(parent, ()), path)
+    return pairs
+
+
+def _metadata(folder: Path, images: Path) -> dict[Path, dict[str, Any]]:
+    lines: dict[Path, dict[str, Any]] = {}
+    for home in dict.fromkeys((folder, images)):
+        path = home / "metadata.jsonl"
+        for number, text in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else [], start=1):
+            if not text.strip():
+                continue
+            line = _line(path, number, text)
+            name = line["file_name"]
+            lines[images / name if (images / name).is_file() else home / name] = line
+    return lines
+
+
+def _line(path: Path, number: int, text: str) -> dict[str, Any]:
+    try:
+        line = json.loads(text)
+    except ValueError as error:
+        raise UserError(
+            f"{path}, line {number} is not JSON ({error}): a line is " + '{"file_name": "a.png", "text": "a caption"}'
+        ) from error
+    if not isinstance(line, dict) or not isinstance(line.get("file_name"), str):
+        raise UserError(f'{path}, line {number} has no "file_name": a line is ' + '{"file_name": "a.png", "text": "a caption"}')
+    if not isinstance(line.get("text") or "", str) or not isinstance(line.get("factors") or {}, dict):
+        raise UserError(f'{path}, line {number}: "text" must be a string and "factors" an object')
+    return line
+
+
+def _hashed(entries: list[Entry], validation: float, test: float) -> list[Entry]:
+    ranked = sorted(entries, key=lambda entry: fraction(entry.key))
+    tested = max(sum(fraction(e.key) < test for e in ranked), 1 if test and len(ranked) >= 3 else 0)
+    held = max(sum(fraction(e.key) < test + validation for e in ranked), tested + (1 if validation and len(ranked) >= 3 else 0))
+    return [
+        replace(entry, split="test" if rank < tested else "validation" if rank < held else "train")
+        for rank, entry in enumerate(ranked)
+    ]
