@@ -1,0 +1,208 @@
+"""From what a person typed to a list of jobs: which pictures with which masks, references and texts, written where.
+
+A folder of pictures is searched with its subfolders; other inputs are folders too, paired by name without suffix, or one
+file for all. A `metadata.jsonl` in the folder adds inputs per picture: `{"file_name": "a.png", "prompt": "...", "mask":
+"masks/a.png"}`. Nothing is decoded here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from editkit.app.options import EditOptions
+from editkit.data.files import inside
+from editkit.data.photo import SUFFIXES
+from editkit.errors import UsageError, UserError
+
+METADATA = "metadata.jsonl"
+# Options that are files, by the field of EditRequest that they fill.
+FILES = {
+    "mask": "mask",
+    "references": "reference",
+    "reference_masks": "reference_mask",
+    "sketch": "sketch",
+    "segmentation": "segmentation",
+    "stroke": "stroke",
+    "example_before": "example_before",
+    "example_after": "example_after",
+}
+TEXTS = ("prompt", "source_prompt", "instruction", "labels", "box")
+# Subfolders of a folder of pictures that hold other inputs, as in a training data set.
+FOLDERS = {"masks": "mask", "references": "references", "reference_masks": "reference_masks", "sketches": "sketch"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture and all that was said about it.
+
+    Attributes:
+        key: the picture's path in its folder, "" without a picture; noise is drawn from it.
+        image: the picture; None for methods that start from noise.
+        files: other inputs that are files, by field of EditRequest.
+        texts: inputs that are texts, by field of EditRequest.
+        output: where the result goes if there is only one.
+    """
+
+    key: str
+    image: Path | None
+    files: Mapping[str, tuple[Path, ...]]
+    texts: Mapping[str, str]
+    output: Path
+
+    def fields(self) -> set[str]:
+        """Return the fields of EditRequest that this job fills."""
+        return {*self.files, *self.texts} | ({"image"} if self.image else set())
+
+    def paths(self) -> list[Path]:
+        """Return all input files."""
+        return [*([self.image] if self.image else []), *(path for paths in self.files.values() for path in paths)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All jobs of a command.
+
+    Attributes:
+        folder: the folder of results when the input is a folder, else None.
+        broken: pictures whose inputs cannot be paired, with the reason.
+    """
+
+    jobs: list[Job]
+    folder: Path | None = None
+    broken: dict[str, str] = field(default_factory=dict)
+
+
+def plan(options: EditOptions, *, name: str) -> Plan:
+    """Return the jobs of `editkit edit`; `name` (of the method) goes into the default output: <stem>.<name>.png.
+
+    Raises:
+        UsageError: a file where a folder is needed or the other way round, or an output that is no PNG.
+        UserError: no such input, or a folder without pictures.
+    """
+    source = options.image
+    if source is not None and source.is_dir():
+        return _folder_plan(options, source, name)
+    if source is not None and not source.exists():
+        raise UserError(f"there is no file or folder {source} (--image)")
+    files: dict[str, tuple[Path, ...]] = {}
+    for target, paths in _given_files(options).items():
+        for path in paths:
+            if path.is_dir():
+                raise UsageError(f"{path} is a folder, but --image is one file: give one file here too")
+            if not path.exists():
+                raise UserError(f"there is no file {path} (--{FILES[target].replace('_', '-')})")
+        files[target] = tuple(paths)
+    output = _single_output(options.output, source, name)
+    return Plan([Job(source.name if source else "", source, files, _texts(options), output)])
+
+
+def pictures(folder: Path, *, skip: Sequence[Path] = ()) -> list[Path]:
+    """Return the pictures below a folder in a fixed order, without hidden files and without what lies below `skip`."""
+    found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file())
+    hidden = (path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    return [path for path in hidden if not any(path.is_relative_to(other) for other in skip)]
+
+
+def variant(output: Path, strengths: Sequence[float | None], strength: float | None, samples: int, sample: int) -> Path:
+    """Return the file of one of several results for a picture: face.strength-0.5.2.png; face.png if it is the only one."""
+    marks = [f"strength{strength:+g}"] if len(strengths) > 1 else []
+    marks += [str(sample + 1)] if samples > 1 else []
+    return output.with_name(".".join([output.stem, *marks]) + output.suffix)
+
+
+def _folder_plan(options: EditOptions, source: Path, name: str) -> Plan:
+    output = options.output or Path(f"{source.resolve().name}.{name}")
+    if output.suffix.lower() in SUFFIXES or output.is_file():
+        raise UsageError(f"--image is a folder, so -o must be one too, not the file {output}")
+    if output.exists() and output.samefile(source):
+        raise UsageError(f"the results of the folder {source} cannot go into the same folder: choose another one with -o")
+    # A folder that is given as another input, a data set's subfolders and earlier results hold no pictures to edit.
+    own = {field: source / sub for sub, field in FOLDERS.items() if (source / sub).is_dir()}
+    typed = {field: list(paths) for field, paths in _given_files(options).items()}
+    others = {field: [path] for field, path in own.items() if field not in typed} | typed
+    skip = [*own.values(), *(path for paths in typed.values() for path in paths if path.is_dir()), output]
+    found = pictures(source, skip=[path for path in skip if not source.is_relative_to(path)])
+    if not found:
+        raise UserError(f"there are no pictures (png, jpeg, webp, tiff, bmp) in {source}")
+    rows = _metadata(source)
+    names = Counter(path.relative_to(source).with_suffix("") for path in found)
+    jobs, broken = [], {}
+    for image in found:
+        relative = image.relative_to(source)
+        try:
+            row = _row_inputs(source, rows.get(relative.as_posix(), {}))
+            files = {field: tuple(_paired(path, relative) for path in paths) for field, paths in others.items()} | row[0]
+        except UserError as error:
+            broken[relative.as_posix()] = str(error)
+            continue
+        # Two pictures of one stem (a.jpg, a.png) keep their suffix in the name.
+        target = relative.with_suffix(".png") if names[relative.with_suffix("")] == 1 else Path(f"{relative}.png")
+        jobs.append(Job(relative.as_posix(), image, files, _texts(options) | row[1], inside(output, target)))
+    return Plan(jobs, output, broken)
+
+
+def _paired(path: Path, relative: Path) -> Path:
+    """Return the file of a folder that has the picture's name, whatever its suffix; a file is for all pictures."""
+    if not path.is_dir():
+        if not path.exists():
+            raise UserError(f"there is no file or folder {path}")
+        return path
+    folder, stem = path / relative.parent, relative.stem
+    matches = sorted(entry for entry in folder.glob("*") if entry.stem == stem and entry.suffix.lower() in SUFFIXES)
+    if len(matches) != 1:
+        raise UserError(f"{path} has {len(matches) or 'no'} file{'s' if len(matches) > 1 else ''} named {relative.with_suffix('')}.*")
+    return matches[0]
+
+
+def _metadata(folder: Path) -> dict[str, dict[str, Any]]:
+    path = folder / METADATA
+    if not path.exists():
+        return {}
+    rows = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            rows[Path(row["file_name"]).as_posix()] = row
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f'{path}, line {number}: expected {{"file_name": "...", ...}}, got {line[:60]!r}') from error
+    return rows
+
+
+def _row_inputs(folder: Path, row: Mapping[str, Any]) -> tuple[dict[str, tuple[Path, ...]], dict[str, str]]:
+    files = {}
+    for target in FILES:
+        value = row.get(target)
+        if value:
+            paths = [inside(folder, name) for name in ([value] if isinstance(value, str) else value)]
+            for path in paths:
+                if not path.is_file():
+                    raise UserError(f"{METADATA} names {target} {path}, which does not exist")
+            files[target] = tuple(paths)
+    return files, {name: str(row[name]) for name in TEXTS if row.get(name)}
+
+
+def _given_files(options: EditOptions) -> dict[str, list[Path]]:
+    given: Iterator[tuple[str, Any]] = ((target, getattr(options, name)) for target, name in FILES.items())
+    return {target: list(value) if isinstance(value, list) else [value] for target, value in given if value}
+
+
+def _texts(options: EditOptions) -> dict[str, str]:
+    return {name: getattr(options, name) for name in TEXTS if getattr(options, name)}
+
+
+def _single_output(output: Path | None, source: Path | None, name: str) -> Path:
+    own = f"{source.stem}.{name}.png" if source else f"{name}.png"
+    if output is None:
+        return Path(own)
+    if output.is_dir() or (not output.suffix and not output.is_file()):
+        return output / own
+    if output.suffix.lower() != ".png":
+        raise UsageError(f"results are written as PNG: -o {output.with_suffix('.png')}, or a folder, not {output}")
+    return output
