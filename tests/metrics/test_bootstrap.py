@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from editkit.metrics.bootstrap import paired_difference
 
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from editkit.data.toyworld import faces
 from editkit.metrics.edits import judge
 from editkit.metrics.oracle import Oracle

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
 from editkit.metrics.clip import direction
 from editkit.metrics.frechet import frechet
 from editkit.metrics.identity import similarity

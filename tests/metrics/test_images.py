@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from editkit.metrics.images import PSNR_CAP, differing, eight_bit, mean, perceptual, psnr, ssim
 from torchmetrics.functional.image import structural_similarity_index_measure
+
+from editkit.metrics.images import PSNR_CAP, differing, eight_bit, mean, perceptual, psnr, ssim
 
 
 @pytest.fixture

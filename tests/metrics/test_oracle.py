@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from editkit.data.toyworld import faces
 from editkit.errors import UserError
 from editkit.metrics.oracle import SEEN, Oracle, load_oracle
@@ -28,7 +29,7 @@ def test_it_is_small_and_has_a_head_for_every_factor(oracle):
     logits = oracle.logits(torch.rand(2, 3, 64, 64) * 2 - 1)
     assert {name: tuple(value.shape) for name, value in logits.items()} == {
         **{name: (2, len(values)) for name, values in faces.CATEGORICAL.items()},
-        **{name: (2,) for name in faces.CONTINUOUS},
+        **dict.fromkeys(faces.CONTINUOUS, (2,)),
     }
 
 
