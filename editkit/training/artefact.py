@@ -54,7 +54,8 @@ class Artefact:
         try:
             with safe_open(path, framework="pt") as file:
                 card = _card(path, file.metadata())
-                tensors = {key: file.get_tensor(key) for key in file.keys()}
+                names = file.keys()
+                tensors = {key: file.get_tensor(key) for key in names}
         except SafetensorError as error:
             raise UserError(f"{path} is not a safetensors file ({error}); pickled weights go through: editkit convert") from error
         return cls(name or card.get("name", path.stem), tensors, strength, card)

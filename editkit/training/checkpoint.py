@@ -56,13 +56,15 @@ def save(folder: Path, step: int, weights: Mapping[str, Tensor], state: Mapping[
         CheckpointNotWritten: no space, no permission or any other refusal of the disk; nothing older was touched.
     """
     target = folder / f"step-{step:08d}"
+    if target.exists() and verify(target) is None:
+        return target
     draft = folder / f"{_DRAFT}{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_drafts(folder)
         draft.mkdir()
         _write(draft, weights, state)
-        if target.exists():  # the same step again (a second save, or a corrupt folder that resuming skipped)
+        if target.exists():  # broken, or it would have been returned above
             os.replace(target, folder / f"{_DRAFT}{uuid.uuid4().hex}")
         os.replace(draft, target)
         _flush(folder)
@@ -126,7 +128,8 @@ def newest(folder: Path) -> Path | None:
 
 
 def _steps(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"), reverse=True)
+    numbered = [path for path in folder.glob("step-*") if path.name[5:].isdigit()]
+    return sorted(numbered, key=lambda path: int(path.name[5:]), reverse=True)
 
 
 def _remove_drafts(folder: Path) -> None:

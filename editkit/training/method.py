@@ -129,9 +129,8 @@ class Method(lightning.LightningModule):
             for parameter in parameters:
                 name = names.pop(id(parameter), None)
                 if name is None:
-                    raise ValueError(
-                        f"group {group!r} holds a {tuple(parameter.shape)} parameter that is in another group or not in the module"
-                    )
+                    shape = tuple(parameter.shape)
+                    raise ValueError(f"group {group!r} holds a {shape} parameter that is in another group or not in the module")
                 groups[group][name] = parameter
         return groups
 

@@ -72,7 +72,7 @@ class Plan:
             raise UsageError(f"trainer.clip_norm={self.clip_norm} is out of range; give a positive norm, or null for none")
         if self.batch_size % self.world:
             raise UsageError(
-                f"trainer.batch_size={self.batch_size} counts the images over all devices and must be a multiple of their number, {self.world}"
+                f"trainer.batch_size={self.batch_size} is shared by {self.world} devices; give a multiple of {self.world}"
             )
 
     @property

@@ -115,8 +115,8 @@ class Stepper:
         keys = [str(key) for key in batch.get("key", ())]
         of = f" Images of the batch: {', '.join(keys[:4])}{'...' if len(keys) > 4 else ''}." if keys else ""
         return (
-            f"the gradient of {update.group!r} is not finite at step {self.steps + 1} (losses {values}); nothing was updated.{of} "
-            "Lower method.optimizer.lr, or set trainer.clip_norm=1, and run the same command again"
+            f"the gradient of {update.group!r} is not finite at step {self.steps + 1} (losses {values}); "
+            f"nothing was updated.{of} Lower method.optimizer.lr, or set trainer.clip_norm=1, and run the same command again"
         )
 
     def averaged_weights(self) -> contextlib.AbstractContextManager[None]:

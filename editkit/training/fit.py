@@ -1,0 +1,142 @@
+"""fit: train a method in a run directory, from the start or from where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+from torch.utils.data import DataLoader
+
+from editkit.errors import UserError
+from editkit.training.method import Method
+from editkit.training.metrics_csv import CsvLog
+from editkit.training.order import Order, batches
+from editkit.training.plan import Plan
+from editkit.training.randomness import derive, isolated
+from editkit.training.rundir import RunDir, announced, is_first_process
+from editkit.training.session import Session
+from editkit.training.stepper import Stepper
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of `fit` ended.
+
+    Attributes:
+        seconds: of this call, without the time of earlier, interrupted ones.
+        resumed: the checkpoint it continued from.
+        stopped_by: name of the signal that ended it early; the same call continues.
+    """
+
+    steps: int
+    images: int
+    seconds: float
+    resumed: Path | None = None
+    stopped_by: str | None = None
+
+
+def fit(
+    method: Method,
+    dataset: Any,
+    plan: Plan,
+    run: RunDir,
+    *,
+    seed: int = 0,
+    config: str = "",
+    title: str = "train",
+    loggers: Sequence[Logger] = (),
+) -> Outcome:
+    """Train until the planned length; the method then holds the trained weights and its stepper the average.
+
+    Args:
+        dataset: the training set, with a length and items by index.
+        config: the frozen recipe as text, kept in the checkpoints.
+        loggers: besides metrics.csv.
+
+    Raises:
+        UserError: nothing to train or to train on, a run directory in use, a gradient that is not finite, a full disk.
+    """
+    if len(dataset) == 0:
+        raise UserError("the training set holds no images; give another data.root or data.train")
+    began = time.monotonic()
+    with isolated(derive(seed, "build")):
+        method.prepare_training()
+    method.freeze_rest()
+    method.train()
+    stepper = method.stepper = Stepper(method, plan)
+    session = Session(stepper, run, dataset=dataset, config=config, seed=seed, title=title)
+    own = run.locked() if is_first_process() else contextlib.nullcontext()
+    with own, announced(run), _quiet():
+        trainer = _trainer(plan, run, session, loggers)
+        trainer.fit(method, datamodule=_Feed(dataset, stepper, seed))
+    return Outcome(stepper.steps, stepper.images, time.monotonic() - began, session.resumed, session.stopped_by)
+
+
+def _trainer(plan: Plan, run: RunDir, session: Session, loggers: Sequence[Logger]) -> lightning.Trainer:
+    strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False) if plan.world > 1 else "auto"
+    return lightning.Trainer(
+        accelerator=plan.accelerator,
+        devices=plan.devices,
+        num_nodes=plan.num_nodes,
+        strategy=strategy,
+        precision="bf16-mixed" if str(plan.precision) == "bf16" else "32-true",
+        deterministic=plan.deterministic,
+        default_root_dir=str(run.path),
+        logger=[*(logger for logger in loggers if not isinstance(logger, CsvLog)), CsvLog(str(run.path))],
+        callbacks=[session],
+        plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [],  # the session polls signals itself
+        max_epochs=-1,  # Order never ends; the session says when to stop
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # Order shares the batches out itself
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+class _Feed(lightning.LightningDataModule):
+    """Makes the loader when Lightning asks for it, which is after the session has restored the position."""
+
+    def __init__(self, dataset: Any, stepper: Stepper, seed: int) -> None:
+        super().__init__()
+        self.dataset, self.stepper, self.seed = dataset, stepper, seed
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        plan, trainer = self.stepper.plan, self.trainer
+        assert trainer is not None
+        order = Order(
+            len(self.dataset),
+            batch_size=plan.batch_size,
+            seed=self.seed,
+            start=self.stepper.images,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+        )
+        on_gpu = trainer.strategy.root_device.type == "cuda"
+        return batches(self.dataset, order, num_workers=plan.num_workers, pin_memory=on_gpu)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's remarks about choices made here on purpose off the terminal."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified.*")
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning\..*")
+            yield
+    finally:
+        log.setLevel(level)

@@ -1,0 +1,169 @@
+"""Session: what happens between the batches of a run (restore, log, sample, save, stop)."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from editkit.training import checkpoint
+from editkit.training.grid import save_grid
+from editkit.training.method import Method
+from editkit.training.metrics_csv import CsvLog
+from editkit.training.plan import Plan
+from editkit.training.progress import Display
+from editkit.training.randomness import derive, isolated, rng_state, seed_all, set_rng_state
+from editkit.training.rundir import RunDir
+from editkit.training.signals import StopFlag
+from editkit.training.stepper import Stepper
+
+
+class Session(Callback):
+    """One run's housekeeping, as a callback of Lightning's Trainer.
+
+    Args:
+        config: the frozen recipe as text, kept in every checkpoint.
+        dataset: the training set, for `Method.precompute`.
+
+    Attributes:
+        resumed: the checkpoint this process continued from.
+        stopped_by: name of the signal that ended training early.
+    """
+
+    def __init__(self, stepper: Stepper, run: RunDir, *, dataset: Any, config: str, seed: int, title: str) -> None:
+        self.stepper, self.run, self.dataset, self.config, self.seed, self.title = stepper, run, dataset, config, seed, title
+        self.plan: Plan = stepper.plan
+        self.method: Method = stepper.method
+        self.resumed: Path | None = None
+        self.stopped_by: str | None = None
+        self.flag = StopFlag()
+        self.display: Display | None = None
+        self.seen = 0  # steps at the last boundary
+        self.saved_at = self.logged_at = time.monotonic()
+        self.logged_images = 0
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Restore the newest checkpoint, or seed; then let the method compute what stays the same."""
+        self.stepper.backward = pl_module.manual_backward
+        if trainer.world_size > 1:
+            self.stepper.unsynced = trainer.strategy.block_backward_sync  # type: ignore[attr-defined]
+        newest = checkpoint.newest(self.run.checkpoints) if trainer.is_global_zero else None
+        self.resumed = trainer.strategy.broadcast(newest)
+        with isolated(derive(self.seed, "precompute")):
+            self.method.precompute(self.dataset)
+        if self.resumed is None:
+            seed_all(derive(self.seed, "train", trainer.global_rank))
+        else:
+            self._restore(trainer, self.resumed)
+        self.seen, self.logged_images = self.stepper.steps, self.stepper.images
+        for logger in trainer.loggers:
+            if isinstance(logger, CsvLog):
+                logger.rewind(self.stepper.steps)
+        trainer.should_stop = self.stepper.done
+
+    def _restore(self, trainer: lightning.Trainer, path: Path) -> None:
+        snapshot = checkpoint.load(path)
+        self.method.load_trained(snapshot.weights)
+        self.stepper.load_state_dict(snapshot.state["stepper"])
+        states = snapshot.state["random"]
+        if len(states) == trainer.world_size:
+            set_rng_state(states[trainer.global_rank])
+        else:
+            warnings.warn(
+                f"{path} was saved by {len(states)} processes, not {trainer.world_size}: the noise from here on is another",
+                stacklevel=2,
+            )
+            seed_all(derive(self.seed, "train", trainer.global_rank, self.stepper.steps))
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Take over the signals from Lightning, whose own handlers act in the middle of a batch."""
+        self.flag.install()
+        self.saved_at = self.logged_at = time.monotonic()
+        if trainer.is_global_zero:
+            position = self.plan.position(steps=self.stepper.steps, images=self.stepper.images)
+            self.display = Display(self.title, total=self.plan.length, unit=self.plan.unit, start=position)
+            if self.resumed is not None:
+                self.display.say(f"continuing from {self.resumed}")
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *args: Any) -> None:
+        """Log, sample, save and stop, each where it is due."""
+        if not self.stepper.settled:
+            return
+        figures = self._log(trainer) if self._crossed(self.plan.log_every) or self.stepper.done else None
+        if self.display is not None:
+            self.display.show(self.plan.position(steps=self.stepper.steps, images=self.stepper.images), figures)
+        if self._crossed(self.plan.sample_every):
+            self._sample(trainer)
+        stop, due = self._poll(trainer)
+        self.seen = self.stepper.steps
+        trainer.should_stop = stop or self.stepper.done
+        if trainer.should_stop or due:
+            self._save(trainer, last=trainer.should_stop)
+
+    def _crossed(self, every: int) -> bool:
+        return every > 0 and self.stepper.steps // every > self.seen // every
+
+    def _poll(self, trainer: lightning.Trainer) -> tuple[bool, bool]:
+        """Return (a signal came, a checkpoint is due), agreed on by all processes.
+
+        Several processes agree only where figures are logged, so that the batches between run without waiting.
+        """
+        own = (self.flag.caught is not None, time.monotonic() - self.saved_at >= self.plan.save_every_s)
+        if trainer.world_size > 1:
+            if not (self._crossed(self.plan.log_every) or self.stepper.done):
+                return False, False
+            agreed = trainer.strategy.reduce(torch.tensor(own, dtype=torch.float32, device=self.method.device), reduce_op="max")
+            own = (bool(agreed[0]), bool(agreed[1]))
+        if own[0]:
+            self.stopped_by = self.flag.caught.name if self.flag.caught else "a signal to another process"
+        return own
+
+    def _log(self, trainer: lightning.Trainer) -> dict[str, float]:
+        def over_devices(means: Tensor) -> Tensor:
+            return trainer.strategy.reduce(means.float().to(self.method.device), reduce_op="mean").cpu()
+
+        figures = self.stepper.meter.take(over_devices if trainer.world_size > 1 else lambda means: means)
+        now = time.monotonic()
+        rate = (self.stepper.images - self.logged_images) / max(now - self.logged_at, 1e-9)
+        self.logged_at, self.logged_images = now, self.stepper.images
+        figures |= {"images": float(self.stepper.images), "images_per_s": rate}
+        for logger in trainer.loggers:
+            logger.log_metrics(figures, step=self.stepper.steps)
+        return figures
+
+    def _sample(self, trainer: lightning.Trainer) -> None:
+        if not trainer.is_global_zero:
+            return
+        self.method.eval()
+        with isolated(derive(self.seed, "samples")), self.method.averaged_weights(), torch.no_grad():
+            images = self.method.sample_grid()
+        self.method.train()
+        if images is not None:
+            save_grid(images, self.run.samples / f"step-{self.stepper.steps:08d}.png")
+
+    def _save(self, trainer: lightning.Trainer, *, last: bool) -> None:
+        states: list[Any] = [rng_state()]
+        if trainer.world_size > 1:
+            states = [None] * trainer.world_size
+            torch.distributed.all_gather_object(states, rng_state())
+        if trainer.is_global_zero:
+            state = {"config": self.config, "stepper": self.stepper.state_dict(), "random": states}
+            try:
+                checkpoint.save(self.run.checkpoints, self.stepper.steps, self.method.trained_state(), state, keep=self.plan.keep)
+            except checkpoint.CheckpointNotWritten as error:
+                if last:
+                    raise
+                warnings.warn(str(error), stacklevel=2)
+        self.saved_at = time.monotonic()
+
+    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Give the signals and the terminal back, however training ended."""
+        self.flag.remove()
+        if self.display is not None:
+            self.display.close()
