@@ -52,7 +52,7 @@ def compose(
     """Return the configuration of `overrides`, such as `["recipe=asyrp", "trainer.steps=200"]`.
 
     Args:
-        prompts: texts by key, `method.prompt` or `prompt` for short; set as they are, whatever they contain. None is left out.
+        prompts: texts by key, `prompt` for short of `method.prompt`; set as they are, whatever they contain. None is left out.
         conf_dirs: folders laid out like editkit's conf/, searched after it. `recipe=` also takes the path of a yaml file.
 
     Raises:
@@ -242,10 +242,10 @@ def _finish(cfg: DictConfig, name: str | None, overrides: Sequence[str], prompts
     """Set what strings cannot carry: the recipe's name, the prompts, the run directory."""
     from omegaconf import OmegaConf, open_dict
 
-    given = {key if "." in key else f"method.{key}": text for key, text in prompts.items() if text is not None}
+    given = {key if key in cfg or "." in key else f"method.{key}": text for key, text in prompts.items() if text is not None}
     for key, text in given.items():
         section, _, last = key.rpartition(".")
-        if last not in (OmegaConf.select(cfg, section) or {}):
+        if last not in (OmegaConf.select(cfg, section) if section else cfg):
             raise RecipeError(f"recipe {name or '(none)'} takes no --{last.replace('_', '-')}: it has no {key}")
         OmegaConf.update(cfg, key, _escaped(text))
     with open_dict(cfg):

@@ -16,10 +16,17 @@ INPUTS, RECIPE, COMPUTING = "Inputs", "Recipe", "Computing"
 
 
 def option(
-    help: str, *, default: Any = None, group: str = INPUTS, short: str = "", name: str = "", choices: tuple[str, ...] = ()
+    help: str,
+    *,
+    default: Any = None,
+    group: str = INPUTS,
+    short: str = "",
+    name: str = "",
+    choices: tuple[str, ...] = (),
+    positional: bool = False,
 ) -> Any:
     """Declare a field with what the command line needs to know; a list default makes the option repeatable."""
-    about = {"help": help, "group": group, "short": short, "name": name, "choices": choices}
+    about = {"help": help, "group": group, "short": short, "name": name, "choices": choices, "positional": positional}
     return field(default_factory=list, metadata=about) if default == [] else field(default=default, metadata=about)
 
 
@@ -35,7 +42,7 @@ class RecipeOptions:
         UsageError: the recipe or the backbone is named twice, or an option has none of the values it can have.
     """
 
-    overrides: list[str] = option("What differs from the recipe, as key=value: trainer.steps=200 method.t_edit=450.", default=[])
+    overrides: list[str] = option("What differs from the recipe, as key=value.", default=[], positional=True)
     method: str | None = option("Name of a recipe, the same as recipe=NAME.", group=RECIPE)
     backbone: str | None = option("Name of a backbone, the same as backbone=NAME.", group=RECIPE)
     conf: list[Path] = option("A folder of your own recipes and groups, laid out like conf/.", default=[], group=RECIPE)
@@ -61,6 +68,10 @@ class RecipeOptions:
         recipe = [f"recipe={self.method}"] if self.method else []
         backbone = [f"backbone={self.backbone}"] if self.backbone else []
         return [*recipe, *backbone, *self.overrides]
+
+    def texts(self) -> dict[str, str | None]:
+        """Return what is set on the composed configuration as it stands, whatever characters it has (prompts, paths)."""
+        return {}
 
     def given(self, *names: str) -> list[str]:
         """Return those of `names` that the user set to something."""
@@ -90,6 +101,25 @@ class TrainOptions(RecipeOptions):
     source_prompt: str | None = option("What the images show before the edit.")
     run_dir: Path | None = option("Folder of this run; an existing one is continued.", short="-o")
     source: Path | None = option("Continue this run with its own frozen recipe.", name="--from")
+
+    def texts(self) -> dict[str, str | None]:
+        """Return prompts and run directory by configuration key."""
+        run_dir = None if self.run_dir is None else str(self.run_dir)
+        return {"prompt": self.prompt, "source_prompt": self.source_prompt, "run_dir": run_dir}
+
+
+@dataclass(kw_only=True)
+class TaskOptions(RecipeOptions, DeviceOptions):
+    """The inputs of `editkit task`: a step of a method that is not training."""
+
+    method: str | None = option("Name of a recipe, such as asyrp.", positional=True)
+    task: str | None = option("Name of the task; the method's tasks are listed if not given.", positional=True)
+    prompt: str | None = option("What the edit should show, for methods that train one text.")
+    source_prompt: str | None = option("What the images show before the edit.")
+
+    def texts(self) -> dict[str, str | None]:
+        """Return the prompts by configuration key."""
+        return {"prompt": self.prompt, "source_prompt": self.source_prompt}
 
 
 @dataclass(kw_only=True)

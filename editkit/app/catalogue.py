@@ -1,0 +1,70 @@
+"""The table of methods, made of the cards in the recipes: for the terminal and for the README."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from editkit.errors import UserError
+from editkit.recipe import Card, cards
+
+FAMILIES = {"weak": "weakly supervised", "self": "self-supervised", "full": "fully supervised", "none": "no training"}
+START, END = "<!-- methods -->", "<!-- /methods -->"
+COLUMNS = ("method", "what it does", "family", "inputs", "recipe", "paper")
+
+
+def methods(conf: Sequence[Path] = ()) -> list[Card]:
+    """Return the cards of the methods' own recipes, without the variants kept in folders (paper/, toy/)."""
+    return [card for card in cards(conf) if "/" not in card.recipe]
+
+
+def rows(conf: Sequence[Path] = ()) -> list[tuple[str, ...]]:
+    """Return one row a method, its cells as in `COLUMNS`, ordered by family and name."""
+    found = methods(conf)
+    variants = {card.recipe for card in cards(conf)} - {card.recipe for card in found}
+    order = list(FAMILIES)
+    found.sort(key=lambda card: (order.index(card.family) if card.family in order else len(order), card.recipe))
+    return [_row(card, f"paper/{card.recipe}" in variants) for card in found]
+
+
+def plain_table() -> str:
+    """Return the table for a terminal, one line a method, without what does not fit."""
+    table = [("recipe", "family", "inputs", "what it does")] + [(row[4].split(",")[0], row[2], row[3], row[1]) for row in rows()]
+    widths = [max(len(row[column]) for row in table) for column in range(3)]
+    return "\n".join(
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip() for row in table
+    )
+
+
+def markdown_table() -> str:
+    """Return the table between its markers, as the README holds it."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    for row in rows():
+        cells = [cell.replace("|", "\\|") for cell in row]
+        cells[4] = ", ".join(f"`{name}`" for name in cells[4].split(", "))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([START, *lines, END])
+
+
+def update_file(path: Path | str) -> None:
+    """Replace what stands between the markers of a Markdown file by the table.
+
+    Raises:
+        UserError: the file cannot be read or has no such markers.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end:
+        raise UserError(f"{path} has no lines {START} and {END} to put the table between")
+    path.write_text(before + markdown_table() + after, encoding="utf-8")
+
+
+def _row(card: Card, has_paper: bool) -> tuple[str, ...]:
+    recipes = ", ".join([card.recipe, f"paper/{card.recipe}"] if has_paper else [card.recipe])
+    inputs = " ".join(f"--{name.replace('_', '-')}" for name in card.needs)
+    return (card.title or card.recipe, card.summary, FAMILIES.get(card.family, card.family), inputs, recipes, card.paper)

@@ -1,0 +1,31 @@
+"""What a recipe is, in full: its comments, its card and its resolved settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from editkit.app.options import RecipeOptions
+from editkit.recipe import compose, frozen, recipe_file, validate
+
+
+def describe(recipe: str, conf: Sequence[Path] = ()) -> str:
+    """Return the text of a recipe's file: the commands to run it, its card, and what it changes.
+
+    Raises:
+        RecipeError: no recipe has this name.
+    """
+    return recipe_file(recipe, conf).read_text(encoding="utf-8")
+
+
+def resolved(options: RecipeOptions) -> str:
+    """Return the configuration that a command would use, as YAML, after checking that all it names exists.
+
+    Raises:
+        RecipeError: anything that would stop the command before it starts.
+    """
+    cfg = compose(options.recipe_overrides(), prompts=options.texts(), conf_dirs=options.conf)
+    validate(cfg)
+    return yaml.safe_dump(frozen(cfg), sort_keys=False, allow_unicode=True, width=120)

@@ -1,0 +1,62 @@
+"""The command line: one file per verb, and one place where errors become a line and an exit code.
+
+Nothing heavy is imported before a verb runs, so that help and completion answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from editkit.cli import cp, data, doctor, edit, evaluate, invert, methods, sample, show, task, train
+from editkit.errors import UsageError, UserError
+
+app = typer.Typer(
+    name="editkit",
+    help="Train, run and measure diffusion image-editing methods.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in (train, edit, invert, sample, evaluate, methods, show, cp, task, doctor):
+    verb.register(app)
+app.add_typer(data.app, name="data")
+
+
+@app.callback(invoke_without_command=True)
+def root(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+    """Train, run and measure diffusion image-editing methods."""
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"editkit {installed('editkit')}")
+        raise typer.Exit
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave the process: 0 all done, 2 wrong usage, 1 anything else, 130 interrupted."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code; a mistake of the user is one line on stderr."""
+    try:
+        return int(app(arguments, prog_name="editkit", standalone_mode=False) or 0)
+    except UserError as error:
+        return _refuse(str(error), error.exit_code)
+    except typer.TyperException as error:
+        return _refuse(error.format_message(), getattr(error, "exit_code", UsageError.exit_code))
+    except (typer.Abort, KeyboardInterrupt):
+        return _refuse("interrupted; the same command again continues", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads the output any more
+        return 1
+    except MemoryError:
+        return _refuse("out of memory; try a smaller engine.batch_size or trainer.batch_size", 1)
+
+
+def _refuse(message: str, code: int) -> int:
+    typer.secho("editkit: " + " ".join(message.split()), fg=typer.colors.RED, err=True)
+    return code

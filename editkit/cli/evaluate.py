@@ -1,0 +1,23 @@
+"""editkit evaluate"""
+
+from __future__ import annotations
+
+import typer
+
+from editkit.app.options import EvaluateOptions
+from editkit.cli.signature import takes
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command("evaluate")(command)
+
+
+@takes(EvaluateOptions)
+def command(options: EvaluateOptions) -> int | None:
+    """Score a method on images with a known answer, beside baselines.
+
+    editkit evaluate --method asyrp --edit smiling -o report"""
+    from editkit.app.evaluate import evaluate
+
+    return evaluate(options)
