@@ -186,18 +186,18 @@ def schedule_of(config: Mapping[str, Any]) -> Schedule:
     """Return the noise schedule of a diffusers scheduler config."""
     steps = config.get("num_train_timesteps", 1000)
     start, end = config.get("beta_start", 1e-4), config.get("beta_end", 0.02)
-    if config.get("rescale_betas_zero_snr"):
-        raise UserError("rescale_betas_zero_snr=true is not supported: the noisiest level would hold no signal to invert")
-    if config.get("trained_betas") is not None:
-        return Schedule(torch.cumprod(1 - torch.as_tensor(config["trained_betas"], dtype=torch.float64), 0))
     name = config.get("beta_schedule", "linear")
-    if name == "linear":
-        return Schedule.linear(steps, start, end)
-    if name == "scaled_linear":
-        return Schedule.scaled_linear(steps, start, end)
-    if name == "squaredcos_cap_v2":
-        return Schedule.cosine(steps)
-    raise UserError(f"beta_schedule={name} is not supported: choose from linear, scaled_linear, squaredcos_cap_v2")
+    if config.get("trained_betas") is not None:
+        schedule = Schedule.from_betas(torch.as_tensor(config["trained_betas"], dtype=torch.float64))
+    elif name == "linear":
+        schedule = Schedule.linear(steps, start, end)
+    elif name == "scaled_linear":
+        schedule = Schedule.scaled_linear(steps, start, end)
+    elif name == "squaredcos_cap_v2":
+        schedule = Schedule.cosine(steps)
+    else:
+        raise UserError(f"beta_schedule={name} is not supported: choose from linear, scaled_linear, squaredcos_cap_v2")
+    return schedule.zero_terminal_snr() if config.get("rescale_betas_zero_snr") else schedule
 
 
 def _scheduler_config(folder: Path, home: Path) -> dict[str, Any]:
