@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
+from editkit.data.items import image_tensor
 from editkit.data.toyworld.captions import caption
-from editkit.data.toyworld.faces import render
+from editkit.data.toyworld.faces import Face, render
 from editkit.data.toyworld.world import EDITS, counterfactual, face_at
 
 
@@ -41,8 +41,8 @@ class FacePairs(Dataset):
         other = counterfactual(face, edit)
         return {
             "key": f"faces/{self.split}/{index:06d}",
-            "image": to_tensor(render(face, self.size)[0]),
-            "other": to_tensor(render(other, self.size)[0]),
+            "image": image_tensor(render(face, self.size)[0]),
+            "other": image_tensor(render(other, self.size)[0]),
             "face": face,
             "other_face": other,
             "edit": edit,
@@ -77,6 +77,7 @@ class FacePairsData:
         return {**batch, "image": torch.stack(batch["image"]), "other": torch.stack(batch["other"])}
 
 
-def to_tensor(image: np.ndarray) -> Tensor:
-    """Return (3, H, W) in [-1, 1] for a uint8 HWC picture."""
-    return torch.from_numpy(image.copy()).permute(2, 0, 1).float().div_(127.5).sub_(1.0)
+def face_named(key: str) -> Face:
+    """Return the toy face of an item's key, such as "faces/train/000012"."""
+    _, split, index = key.split("/")
+    return face_at(split, int(index))

@@ -120,7 +120,9 @@ class ToyClip(Method):
 
     def _factor_loss(self, pooled: Tensor, faces: Sequence[Face]) -> Tensor:
         parts = self.factor_head(pooled).split([len(values) for values in FACTORS.values()], dim=1)
-        costs = [F.cross_entropy(part, factor_classes(name, faces).to(part.device)) for name, part in zip(FACTORS, parts, strict=True)]
+        costs = [
+            F.cross_entropy(part, factor_classes(name, faces).to(part.device)) for name, part in zip(FACTORS, parts, strict=True)
+        ]
         return torch.stack(costs).mean()
 
     def _guided_captions(self) -> tuple[list[str], list[str]]:
@@ -190,7 +192,9 @@ def augmented(images: Tensor) -> Tensor:
     images = torch.lerp(images, soft, amount * some(0.4))
     images = images + torch.randn_like(images) * torch.rand(count, 1, 1, 1, device=device) * 0.35 * some(0.5)
     dx, dy = (int(v) for v in torch.randint(-3, 4, (2,)))
-    return F.pad(images, (3, 3, 3, 3), mode="replicate")[..., 3 + dy : 3 + dy + images.shape[-2], 3 + dx : 3 + dx + images.shape[-1]]
+    return F.pad(images, (3, 3, 3, 3), mode="replicate")[
+        ..., 3 + dy : 3 + dy + images.shape[-2], 3 + dx : 3 + dx + images.shape[-1]
+    ]
 
 
 def corpus(count: int = 8000) -> list[str]:
@@ -214,7 +218,9 @@ def train_tokenizer(texts: Iterable[str], size: int = 1024) -> CLIPTokenizer:
     learner.train_from_iterator(texts, trainer)
     state = json.loads(learner.to_str())["model"]
     merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in state["merges"]]
-    tokens = dict.fromkeys([*alphabet, *(f"{character}</w>" for character in alphabet), *sorted(state["vocab"], key=state["vocab"].get)])
+    tokens = dict.fromkeys(
+        [*alphabet, *(f"{character}</w>" for character in alphabet), *sorted(state["vocab"], key=state["vocab"].get)]
+    )
     vocabulary = {token: index for index, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
     return CLIPTokenizer(vocab=vocabulary, merges=merges)
 

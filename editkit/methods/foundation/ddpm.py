@@ -1,0 +1,105 @@
+"""An unconditional pixel diffusion model in diffusers' layout: the backbone that the pixel methods stand on.
+
+DDPM training (Ho et al. 2020) of a UNet2DModel that predicts v = a eps - s x0 (Salimans & Ho 2022, appendix D): unlike
+eps, v gives a usable x0 at high noise, which is where a small network's colours would drift.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+from torch import Tensor, nn
+
+from editkit.backbones.pixel import PixelBackbone, load_pixel, parameterization_of, schedule_of
+from editkit.engine.rng import batch_noise
+from editkit.engine.sample import sample
+from editkit.training.method import Artefact, Method
+
+GRID = 16  # images of a sample grid
+
+
+class PixelDiffusion(Method):
+    """Train a UNet2DModel on images alone.
+
+    Args:
+        network: arguments of diffusers' UNet2DModel.
+        noise: arguments of diffusers' DDPMScheduler; `prediction_type` says what the network learns.
+        init_from: a pixel-model folder whose weights to start from; None starts from scratch.
+        sample_steps: DDIM steps of the sample grids.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: Mapping[str, Any],
+        noise: Mapping[str, Any],
+        init_from: str | None = None,
+        sample_steps: int = 30,
+        optimizer: Any = None,
+        scheduler: Any = None,
+    ):
+        super().__init__(optimizer=optimizer, scheduler=scheduler)
+        config = {
+            name: list(value) if not isinstance(value, (str, int, float, bool)) else value for name, value in network.items()
+        }
+        self.unet = UNet2DModel(**config) if init_from is None else load_pixel(init_from).unet
+        self.ddpm = DDPMScheduler(**dict(noise))
+        self.noise_schedule = schedule_of(self.ddpm.config)
+        self.parameterization = parameterization_of(self.ddpm.config)
+        self.sample_steps = sample_steps
+
+    def trainable(self) -> dict[str, Iterable[nn.Parameter]]:
+        return {"unet": self.unet.parameters()}
+
+    def loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return the mean squared error of the network's output per image, (B,); times are stratified over the batch."""
+        x0 = batch["image"]
+        count, last = len(x0), len(self.noise_schedule.table)
+        spread = (torch.rand((), device=x0.device) + torch.arange(count, device=x0.device) / count) % 1.0
+        t = (spread * last).long().clamp(max=last - 1)
+        eps = torch.randn_like(x0)
+        x = self.noise_schedule.add_noise(x0, t, eps)
+        output = self.unet(x, t).sample.float()
+        return {"denoise": (output - self._target(x0, eps, t)).square().mean((1, 2, 3))}
+
+    def _target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        if self.parameterization == "eps":
+            return eps
+        if self.parameterization == "x0":
+            return x0
+        alpha_bar = self.noise_schedule.alpha_bar(t).to(x0).view(-1, 1, 1, 1)
+        return alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x0
+
+    @torch.no_grad()
+    def sample_grid(self) -> Tensor:
+        """Return DDIM samples from fixed noise, (16, 3, H, W)."""
+        backbone = PixelBackbone(self.unet, self.noise_schedule, self.parameterization)
+        levels = self.noise_schedule.levels(self.sample_steps)
+        noise = batch_noise(backbone.sample_shape, [str(k) for k in range(GRID)], seed=0, purpose="grid", device=self.device)
+        images = sample(backbone, noise, levels).clamp(-1, 1)
+        self.freeze_rest()  # the backbone froze the network that is being trained
+        self.unet.train()
+        return images
+
+    def artefacts(self) -> list[Artefact]:
+        return []
+
+    def export(self, folder: str | Path) -> list[Path]:
+        """Write unet/ (half precision) and scheduler/ in diffusers' layout, with the card beside them."""
+        folder = Path(folder)
+        with self.averaged_weights():
+            weights = {name: tensor.clone() for name, tensor in self.unet.state_dict().items()}
+            self.unet.half().save_pretrained(folder / "unet")
+            self.unet.float().load_state_dict(weights)
+        self.ddpm.save_pretrained(folder / "scheduler")
+        (folder / "card.json").write_text(json.dumps(self.card(), indent=2) + "\n")
+        return [folder / "unet" / "diffusion_pytorch_model.safetensors"]
+
+    def dummy_batch(self) -> dict[str, Any]:
+        side = self.unet.config.sample_size
+        return {"image": torch.zeros(2, 3, side, side, device=self.device), "key": ["a", "b"]}

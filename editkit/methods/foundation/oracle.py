@@ -1,0 +1,94 @@
+"""Training of the oracle that evaluation reads factors with (its network is `editkit.metrics.oracle`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from editkit.backbones.pixel import load_pixel
+from editkit.data.pairs import face_named
+from editkit.data.toyworld.faces import CATEGORICAL, CONTINUOUS
+from editkit.engine.invert import DDIM, replay
+from editkit.engine.sample import sample
+from editkit.metrics.oracle import Oracle
+from editkit.training.method import Artefact, Method
+
+
+class FactorReader(Method):
+    """Train the oracle on renders, disturbed renders and a diffusion model's reconstructions of renders.
+
+    Args:
+        backbone: the model whose reconstructions are mixed in; None trains on renders alone.
+        reconstructions: how many training images to reconstruct once, before training.
+        steps: DDIM steps of inversion and reconstruction.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: str | None = None,
+        reconstructions: int = 0,
+        steps: int = 25,
+        optimizer: Any = None,
+        scheduler: Any = None,
+    ):
+        super().__init__(optimizer=optimizer, scheduler=scheduler)
+        self.oracle = Oracle(CATEGORICAL, CONTINUOUS)
+        self.backbone, self.reconstructions, self.steps = backbone, reconstructions, steps
+        self.rebuilt: list[tuple[Tensor, Any]] = []
+
+    def trainable(self) -> dict[str, Iterable[nn.Parameter]]:
+        return {"oracle": self.oracle.parameters()}
+
+    @torch.no_grad()
+    def precompute(self, dataset: Any) -> None:
+        if self.backbone is None:
+            return
+        denoiser = load_pixel(self.backbone).to(self.device)
+        levels = denoiser.schedule.levels(self.steps)
+        for start in range(0, self.reconstructions, 32):
+            items = [dataset[k] for k in range(start, min(start + 32, self.reconstructions))]
+            x0 = torch.stack([item["image"] for item in items]).to(self.device)
+            images = sample(denoiser, **replay(DDIM(query="source").invert(denoiser, x0, levels))).clamp(-1, 1)
+            self.rebuilt += [(image.half().cpu(), face_named(item["key"])) for image, item in zip(images, items, strict=True)]
+
+    def loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        images, faces = disturbed(batch["image"]), [face_named(key) for key in batch["key"]]
+        if self.rebuilt:
+            chosen = [self.rebuilt[k] for k in torch.randint(len(self.rebuilt), (len(faces) // 3,)).tolist()]
+            images = torch.cat([images, torch.stack([image for image, _ in chosen]).to(images)])
+            faces += [face for _, face in chosen]
+        targets = {name: value.to(images.device) for name, value in self.oracle.targets(faces).items()}
+        logits = {name: value.float() for name, value in self.oracle(images).items()}
+        return {"factors": self.oracle.loss(logits, targets)}
+
+    def artefacts(self) -> list[Artefact]:
+        return []
+
+    def export(self, folder: str | Path) -> list[Path]:
+        """Write the oracle's folder with its card."""
+        folder = Path(folder)
+        with self.averaged_weights():
+            self.oracle.save(folder)
+        (folder / "card.json").write_text(json.dumps(self.card(), indent=2) + "\n")
+        return [folder / "model.safetensors"]
+
+    def dummy_batch(self) -> dict[str, Any]:
+        return {"image": torch.zeros(4, 3, 64, 64, device=self.device), "key": [f"faces/train/{k:06d}" for k in range(4)]}
+
+
+def disturbed(images: Tensor) -> Tensor:
+    """Blur, add noise and shift colours, each on some of the images, as edited pictures may be."""
+    count, device = len(images), images.device
+    some = lambda chance: (torch.rand(count, 1, 1, 1, device=device) < chance).float()  # noqa: E731
+    amount = torch.rand(count, 1, 1, 1, device=device)
+    soft = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    images = torch.lerp(images, soft, 0.8 * amount * some(0.3))
+    images = images + torch.randn_like(images) * torch.rand(count, 1, 1, 1, device=device) * 0.12 * some(0.5)
+    return (images + (torch.rand(count, 3, 1, 1, device=device) - 0.5) * 0.06 * some(0.3)).clamp(-1, 1)
