@@ -49,25 +49,11 @@ class FolderDataset(Dataset[dict[str, Any]]):
             if entry.key in self.skipped:
                 continue
             try:
-                return self._item(entry, place % len(self))
+                return read_item(entry, self.size, place % len(self))
             except UserError as error:
                 self.skipped.add(entry.key)
                 warnings.warn(f"left out, {len(self.skipped)} of {len(self)} so far: {error}", stacklevel=2)
         raise UserError(f"none of the {len(self)} pictures could be read: run `editkit data check` on the folder")
-
-    def _item(self, entry: Entry, index: int) -> dict[str, Any]:
-        photo = read_photo(entry.image)
-        box = _square(photo.size)
-        return {
-            "image": image_tensor(_resized(photo.seen(box), self.size)),
-            "key": entry.key,
-            "index": index,
-            "caption": entry.text,
-            "factors": entry.factors,
-            "mask": None if entry.mask is None else _mask(entry.mask, photo.size, box, self.size),
-            "references": tuple(_reference(path, self.size) for path in entry.references),
-            "labels": None if entry.labels is None else _labels(entry.labels, photo.size, box, self.size),
-        }
 
 
 class Folder(DataModule):
@@ -106,6 +92,26 @@ class Folder(DataModule):
                 f"{self.root} has no {split} pictures: put some into {self.root / split}, or give the folder at least 3 pictures"
             )
         return FolderDataset(entries, self.size)
+
+
+def read_item(entry: Entry, size: int, index: int = 0) -> dict[str, Any]:
+    """Read one picture with everything that is paired with it.
+
+    Raises:
+        UserError: one of the files cannot be used.
+    """
+    photo = read_photo(entry.image)
+    box = _square(photo.size)
+    return {
+        "image": image_tensor(_resized(photo.seen(box), size)),
+        "key": entry.key,
+        "index": index,
+        "caption": entry.text,
+        "factors": entry.factors,
+        "mask": next((_mask(path, photo.size, box, size) for path in entry.files("masks")), None),
+        "references": tuple(_reference(path, size) for path in entry.files("references")),
+        "labels": next((_labels(path, photo.size, box, size) for path in entry.files("labels")), None),
+    }
 
 
 def _warn_of_bad(found: Listing) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Make a batch: tensors of one shape are stacked, everything else becomes a list in the items' order.
+    """Make a batch: tensors of one shape are stacked, numbers become a tensor, all else a list in the items' order.
 
     Factors stay a list of dicts. What no item has (None in all of them) is left out.
 
@@ -40,6 +40,9 @@ def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for name in items[0]:
         values = [item[name] for item in items]
         if all(value is None for value in values):
+            continue
+        if all(isinstance(value, (bool, int, float)) for value in values):
+            batch[name] = torch.tensor(values)
             continue
         stackable = all(isinstance(value, Tensor) for value in values) and len({value.shape for value in values}) == 1
         batch[name] = torch.stack(values) if stackable else values

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from editkit.data.files import check_writable, write_atomic
 from editkit.data.toyworld.world import DOMAINS, SPLITS, Domain, Sample
 from editkit.errors import UsageError, UserError, suggestion
 
@@ -46,11 +45,9 @@ def render(
     if n < 1 or size < 8:
         raise UsageError(f"give at least 1 picture of 8 pixels a side, got {n} of {size}")
     folder = Path(out).expanduser()
-    try:
-        n = _claim(folder, {"domain": domain, "split": split, "size": size, "parts": list(world.parts)}, n)
-        _samples(folder, world, split, n, size, on_done)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from error
+    check_writable(folder)
+    n = _claim(folder, {"domain": domain, "split": split, "size": size, "parts": list(world.parts)}, n)
+    _samples(folder, world, split, n, size, on_done)
     return folder
 
 
@@ -59,13 +56,6 @@ def find_domain(name: str) -> Domain:
     if name not in DOMAINS:
         raise UsageError(f"the toy world has no domain {name!r}.{suggestion(name, DOMAINS)} There are: {', '.join(DOMAINS)}")
     return DOMAINS[name]
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
-    draft.write_bytes(data)
-    draft.replace(path)
 
 
 def _claim(folder: Path, what: dict[str, object], n: int) -> int:
@@ -81,9 +71,7 @@ def _claim(folder: Path, what: dict[str, object], n: int) -> int:
             )
     elif folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty and was not written by `editkit data render`: choose another folder")
-    for name in ("images", "labels"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    write_atomic(card, json.dumps({**what, "count": n}, indent=2).encode())
+    _write(card, json.dumps({**what, "count": n}, indent=2).encode())
     return n
 
 
@@ -94,12 +82,12 @@ def _samples(folder: Path, world: Domain, split: str, n: int, size: int, on_done
         image = folder / "images" / f"{index:06d}.png"
         if not image.exists():
             # The picture comes second: where it is, its labels are too.
-            write_atomic(folder / "labels" / image.name, _png(_indexed(sample.labels)))
-            write_atomic(image, _png(Image.fromarray(sample.image)))
+            _write_png(folder / "labels" / image.name, _indexed(sample.labels))
+            _write_png(image, Image.fromarray(sample.image))
         lines.append(json.dumps(_line(sample, image.name)))
         if on_done is not None:
             on_done(index + 1)
-    write_atomic(folder / "metadata.jsonl", ("\n".join(lines) + "\n").encode())
+    _write(folder / "metadata.jsonl", ("\n".join(lines) + "\n").encode())
 
 
 def _line(sample: Sample, name: str) -> dict[str, object]:
@@ -119,7 +107,9 @@ def _indexed(labels: np.ndarray) -> Image.Image:
     return picture
 
 
-def _png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
+def _write_png(path: Path, picture: Image.Image) -> None:
+    write_atomic(path, lambda file: picture.save(file, "PNG"))
+
+
+def _write(path: Path, data: bytes) -> None:
+    write_atomic(path, lambda file: file.write(data))

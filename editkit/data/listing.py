@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from editkit.data.photo import SUFFIXES, read_photo
 from editkit.errors import UserError
 
 SPLITS = ("train", "validation", "test")
-COMPANIONS = ("masks", "references", "labels")
+# Folders whose files are paired with pictures by stem.
+COMPANIONS = ("masks", "references", "reference_masks", "sketches", "labels")
+SEVERAL = ("references", "reference_masks")  # where FOLDER/references/a/ may hold several files for a
 
 
 @dataclass(frozen=True)
@@ -31,18 +34,29 @@ class Entry:
     Attributes:
         key: path of the picture relative to the folder, with forward slashes.
         split: train, validation or test.
-        text: its caption, "" if it has none.
-        factors: the "factors" of its line in metadata.jsonl.
+        line: its line in metadata.jsonl.
+        companions: the files paired with it, by the names of COMPANIONS.
     """
 
     key: str
     image: Path
     split: str
-    text: str = ""
-    factors: dict[str, Any] = field(default_factory=dict)
-    mask: Path | None = None
-    references: tuple[Path, ...] = ()
-    labels: Path | None = None
+    line: Mapping[str, Any] = field(default_factory=dict)
+    companions: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """Its caption, "" if it has none."""
+        return self.line.get("text") or ""
+
+    @property
+    def factors(self) -> dict[str, Any]:
+        """What is known about it, {} if nothing is."""
+        return self.line.get("factors") or {}
+
+    def files(self, companion: str) -> tuple[Path, ...]:
+        """Return the files of one companion folder that are paired with it."""
+        return self.companions.get(companion, ())
 
 
 @dataclass(frozen=True)
@@ -84,7 +98,9 @@ def listing(
     else:
         found = [_part(root, root, None)]
     entries, unused = [e for part, _ in found for e in part], tuple(u for _, rest in found for u in rest)
-    reasons = {entry.key: reason for entry in entries if (reason := (check or quick_check)(entry.image)) is not None}
+    with ThreadPoolExecutor() as pool:  # slow disks answer several questions at once
+        checked = pool.map(check or quick_check, [entry.image for entry in entries])
+        reasons = {entry.key: reason for entry, reason in zip(entries, checked, strict=True) if reason is not None}
     good = [entry for entry in entries if entry.key not in reasons]
     if not good:
         raise UserError(_nothing(root, reasons))
@@ -95,10 +111,13 @@ def listing(
 
 def quick_check(path: Path) -> str | None:
     """Say what is wrong with a picture file, or None; fast, because only odd ends make it decode the picture."""
-    with path.open("rb") as file:
-        head = file.read(16)
-        file.seek(-min(12, path.stat().st_size), 2)
-        tail = file.read()
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+            file.seek(-min(12, path.stat().st_size), 2)
+            tail = file.read()
+    except OSError as error:
+        return f"cannot read {path}: {error.strerror or error}"
     if head.startswith(b"\x89PNG\r\n\x1a\n") and tail[4:8] == b"IEND":
         return None
     if head.startswith(b"\xff\xd8\xff") and tail.endswith(b"\xff\xd9"):
@@ -134,20 +153,9 @@ def _part(root: Path, folder: Path, split: str | None) -> tuple[list[Entry], lis
     entries, used = [], set()
     for path in paths:
         stem = path.relative_to(images).with_suffix("").as_posix()
-        line = lines.pop(path, {})
         used.add(stem)
-        entries.append(
-            Entry(
-                key=path.relative_to(root).as_posix(),
-                image=path,
-                split=split or "train",
-                text=line.get("text") or "",
-                factors=line.get("factors") or {},
-                mask=next(iter(pairs["masks"].get(stem, ())), None),
-                references=pairs["references"].get(stem, ()),
-                labels=next(iter(pairs["labels"].get(stem, ())), None),
-            )
-        )
+        companions = {name: pair[stem] for name, pair in pairs.items() if stem in pair}
+        entries.append(Entry(path.relative_to(root).as_posix(), path, split or "train", lines.pop(path, {}), companions))
     unused = [f"metadata.jsonl names {path.name}, which is not there" for path in lines]
     unused += [f"{name}/{stem} belongs to no picture" for name, pair in pairs.items() for stem in pair if stem not in used]
     return entries, unused
@@ -167,7 +175,7 @@ def _paired(folder: Path) -> dict[str, tuple[Path, ...]]:
         relative = path.relative_to(folder).with_suffix("").as_posix()
         pairs[relative] = (*pairs.get(relative, ()), path)
         parent = path.parent.relative_to(folder).as_posix()
-        if folder.name == "references" and parent != ".":
+        if folder.name in SEVERAL and parent != ".":
             pairs[parent] = (*pairs.get(parent, ()), path)
     return pairs
 
