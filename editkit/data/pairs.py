@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 
 from editkit.data.items import image_tensor
+from editkit.data.module import DataModule
 from editkit.data.toyworld.captions import caption
 from editkit.data.toyworld.faces import Face, render
 from editkit.data.toyworld.world import EDITS, counterfactual, face_at
@@ -50,7 +50,7 @@ class FacePairs(Dataset):
         }
 
 
-class FacePairsData:
+class FacePairsData(DataModule):
     """Data module over FacePairs.
 
     Args:
@@ -59,6 +59,7 @@ class FacePairsData:
     """
 
     def __init__(self, size: int = 64, train: int = 40_000, validation: int = 512, test: int = 512):
+        super().__init__()
         self.size, self.counts = size, {"train": train, "validation": validation, "test": test}
 
     def train_dataset(self) -> FacePairs:
@@ -69,12 +70,6 @@ class FacePairsData:
 
     def test_dataset(self) -> FacePairs:
         return FacePairs("test", self.size, self.counts["test"])
-
-    @staticmethod
-    def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-        """Stack the images and list the rest."""
-        batch: dict[str, Any] = {name: [item[name] for item in items] for name in items[0]}
-        return {**batch, "image": torch.stack(batch["image"]), "other": torch.stack(batch["other"])}
 
 
 def face_named(key: str) -> Face:

@@ -20,6 +20,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
+from editkit.data.items import collate
+from editkit.data.pairs import FacePairs
 from editkit.data.toyworld.captions import PLAIN, TEMPLATES, caption, holds_matrix, unclear_pairs
 from editkit.data.toyworld.faces import CATEGORICAL, Face
 from editkit.data.toyworld.world import EDITS, face_at
@@ -162,10 +164,8 @@ class ToyClip(Method):
         return [folder / "model.safetensors"]
 
     def dummy_batch(self) -> dict[str, Any]:
-        from editkit.data.pairs import FacePairsData
-
-        data = FacePairsData(size=self.clip.config.vision_config.image_size, train=2).train_dataset()
-        return FacePairsData.collate([data[0], data[1]])
+        data = FacePairs("train", self.clip.config.vision_config.image_size, 2)
+        return collate([data[0], data[1]])
 
 
 def _direction_loss(moves: Tensor, ways: Tensor, edits: Sequence[int]) -> Tensor:
