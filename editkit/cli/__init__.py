@@ -47,7 +47,7 @@ def run(arguments: list[str]) -> int:
     except UserError as error:
         return _refuse(str(error), error.exit_code)
     except typer.TyperException as error:
-        return _refuse(error.format_message(), getattr(error, "exit_code", UsageError.exit_code))
+        return _refuse(_with_help(error), getattr(error, "exit_code", UsageError.exit_code))
     except (typer.Abort, KeyboardInterrupt):
         return _refuse("interrupted; the same command again continues", 130)
     except BrokenPipeError:
@@ -58,5 +58,11 @@ def run(arguments: list[str]) -> int:
 
 
 def _refuse(message: str, code: int) -> int:
-    typer.secho("editkit: " + " ".join(message.split()), fg=typer.colors.RED, err=True)
+    if message:  # none when the help was shown instead
+        typer.secho("editkit: " + " ".join(message.split()), fg=typer.colors.RED, err=True)
     return code
+
+
+def _with_help(error: typer.TyperException) -> str:
+    message, context = error.format_message(), getattr(error, "ctx", None)
+    return f"{message.rstrip('.')}; see {context.command_path} --help" if message and context else message

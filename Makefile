@@ -1,0 +1,47 @@
+# Every target makes its own virtual environment in .venv when there is none.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint format table toy-weights clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+		|| { echo "editkit needs Python 3.11 to 3.13; try: make PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint]'
+	@touch $@
+
+demo: $(INSTALLED) ## train an edit, apply it to unseen faces, and score it (minutes, no GPU needed)
+	$(BIN)/editkit train recipe=asyrp --prompt "a smiling face" -o runs/demo
+	$(BIN)/editkit evaluate --method asyrp --edit smiling --weights runs/demo/export/a-smiling-face.safetensors --images 16 -o out/demo
+
+test: $(INSTALLED) ## the fast tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile -q
+
+test-all: $(INSTALLED) ## all tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
+
+lint: $(INSTALLED) ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## mend the style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+table: $(INSTALLED) ## put the table of methods into the README
+	$(BIN)/editkit methods --update README.md
+
+clean: ## remove what was built here; runs/ and out/ stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache $(VENV)
+	find editkit tests conf -name __pycache__ -type d -prune -exec rm -rf {} +
