@@ -29,7 +29,7 @@ from editkit.losses.templates import TEMPLATES as GUIDANCE_TEMPLATES
 from editkit.training.method import Artefact, Method
 
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.5
-FACTORS = {name: values for name, values in CATEGORICAL.items()} | {"age": ("young", "grown", "old")}
+FACTORS = dict(CATEGORICAL) | {"age": ("young", "grown", "old")}
 
 
 class ToyClip(Method):
