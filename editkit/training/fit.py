@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
@@ -61,7 +62,7 @@ def fit(
     Args:
         dataset: the training set, with a length and items by index.
         config: the frozen recipe as text, kept in the checkpoints.
-        loggers: besides metrics.csv.
+        loggers: besides metrics.csv, which is always written and continued on resuming (Lightning's CSV logger starts anew).
 
     Raises:
         UserError: nothing to train or to train on, a run directory in use, a gradient that is not finite, a full disk.
@@ -77,13 +78,14 @@ def fit(
     session = Session(stepper, run, dataset=dataset, config=config, seed=seed, title=title)
     own = run.locked() if is_first_process() else contextlib.nullcontext()
     with own, announced(run), _quiet():
-        trainer = _trainer(plan, run, session, loggers)
+        trainer = _trainer(method, plan, run, session, loggers)
         trainer.fit(method, datamodule=_Feed(dataset, stepper, seed))
     return Outcome(stepper.steps, stepper.images, time.monotonic() - began, session.resumed, session.stopped_by)
 
 
-def _trainer(plan: Plan, run: RunDir, session: Session, loggers: Sequence[Logger]) -> lightning.Trainer:
-    strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False) if plan.world > 1 else "auto"
+def _trainer(method: Method, plan: Plan, run: RunDir, session: Session, loggers: Sequence[Logger]) -> lightning.Trainer:
+    unused = method.unused_parameters or len(method.trained_parameters()) > 1
+    strategy = DDPStrategy(find_unused_parameters=unused, broadcast_buffers=False) if plan.world > 1 else "auto"
     return lightning.Trainer(
         accelerator=plan.accelerator,
         devices=plan.devices,
@@ -92,7 +94,7 @@ def _trainer(plan: Plan, run: RunDir, session: Session, loggers: Sequence[Logger
         precision="bf16-mixed" if str(plan.precision) == "bf16" else "32-true",
         deterministic=plan.deterministic,
         default_root_dir=str(run.path),
-        logger=[*(logger for logger in loggers if not isinstance(logger, CsvLog)), CsvLog(str(run.path))],
+        logger=[*(logger for logger in loggers if not isinstance(logger, (CsvLog, CSVLogger))), CsvLog(str(run.path))],
         callbacks=[session],
         plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [],  # the session polls signals itself
         max_epochs=-1,  # Order never ends; the session says when to stop
@@ -129,14 +131,14 @@ class _Feed(lightning.LightningDataModule):
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Lightning's remarks about choices made here on purpose off the terminal."""
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level
-    log.setLevel(logging.WARNING)
+    logs = [logging.getLogger("lightning.pytorch"), logging.getLogger("lightning.fabric")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified.*")
-            warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning\..*")
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
             yield
     finally:
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)

@@ -28,6 +28,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
+from editkit.backbones.base import Backbone
 from editkit.training.artefact import Artefact
 from editkit.training.editor import Editor
 from editkit.training.update import Update
@@ -49,8 +50,12 @@ class Method(lightning.LightningModule):
         scheduler: makes its learning-rate schedule, advanced once per optimiser step; None keeps the rate.
 
     Attributes:
+        unused_parameters: True when an update may leave some of its group's parameters without a gradient; several
+            processes then look for those before each exchange, which costs a little.
         provenance: what the application knows about this run (recipe, seed, prompts); it goes into every card.
     """
+
+    unused_parameters: bool = False
 
     def __init__(self, *, optimizer: OptimizerFactory | None = None, scheduler: SchedulerFactory | None = None) -> None:
         super().__init__()
@@ -106,8 +111,13 @@ class Method(lightning.LightningModule):
 
     def card(self) -> dict[str, Any]:
         """Return what an exported file says about itself."""
-        counts = {"steps": self.stepper.steps, "images": self.stepper.images} if self.stepper else {}
-        return {**self.provenance, "method": f"{type(self).__module__}.{type(self).__qualname__}", **counts}
+        card: dict[str, Any] = {**self.provenance, "method": f"{type(self).__module__}.{type(self).__qualname__}"}
+        backbone = getattr(self, "backbone", None)
+        if isinstance(backbone, Backbone):
+            card |= {"backbone_digest": backbone.digest(), "bottleneck_shape": list(backbone.bottleneck_shape)}
+        if self.stepper is not None:
+            card |= {"steps": self.stepper.steps, "images": self.stepper.images}
+        return card
 
     def export(self, folder: str | Path) -> list[Path]:
         """Write the trained parts (their EMA, if there is one) as safetensors with their cards; return the paths."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from editkit.data.items import collate
 from editkit.training.randomness import derive, isolated
 
 
@@ -73,15 +73,3 @@ def batches(dataset: Any, order: Order, *, num_workers: int, pin_memory: bool = 
         persistent_workers=num_workers > 0,
         generator=torch.Generator().manual_seed(order.seed),  # else the loader would draw from the global one
     )
-
-
-def collate(items: Sequence[Any]) -> Any:
-    """Return a batch: dicts by key, equally shaped tensors stacked, numbers as a tensor, all else as a list."""
-    first = items[0]
-    if isinstance(first, dict):
-        return {key: collate([item[key] for item in items]) for key in first}
-    if isinstance(first, Tensor) and all(item.shape == first.shape for item in items):
-        return torch.stack(list(items))
-    if isinstance(first, (bool, int, float)):
-        return torch.tensor(items)
-    return list(items)

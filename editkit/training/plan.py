@@ -22,7 +22,7 @@ class Plan:
         clip_norm: largest norm of a group's gradient.
         precision: 32 or "bf16" (autocast).
         ema: below 1 a decay per step, from 1 upwards a half-life in images; None for no average.
-        accelerator: auto, cpu or gpu.
+        accelerator: auto, cpu, gpu or mps.
         devices: per node.
         save_every_s: seconds between checkpoints; 0 writes one after every batch.
         keep: checkpoints kept, at least two.
@@ -62,8 +62,8 @@ class Plan:
         _at_least("steps" if self.images is None else "images", self.length, 1)
         if str(self.precision) not in ("32", "bf16"):
             raise UsageError(f"trainer.precision={self.precision} is unknown; give 32 or bf16")
-        if self.accelerator not in ("auto", "cpu", "gpu"):
-            raise UsageError(f"trainer.accelerator={self.accelerator} is unknown; give auto, cpu or gpu")
+        if self.accelerator not in ("auto", "cpu", "gpu", "mps"):
+            raise UsageError(f"trainer.accelerator={self.accelerator} is unknown; give auto, cpu, gpu or mps")
         if self.ema is not None and self.ema <= 0:
             raise UsageError(
                 f"trainer.ema={self.ema} is out of range; give a decay such as 0.999, a half-life in images, or null"

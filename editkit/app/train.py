@@ -1,0 +1,124 @@
+"""What `editkit train` does: one run from its recipe to its export, or on from where it stopped."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+
+from editkit import recipe
+from editkit.app.options import TrainOptions
+from editkit.app.show import resolved
+from editkit.errors import UserError
+from editkit.training.fit import Outcome, fit
+from editkit.training.method import Method
+from editkit.training.plan import Plan
+from editkit.training.randomness import derive, seed_all
+from editkit.training.rundir import VARIABLE, RunDir, is_first_process
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+class Stopped(UserError):
+    """A signal ended the run early; everything is saved."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run left behind.
+
+    Attributes:
+        method: holds the trained weights; its stepper has the counts and the moving average.
+        exported: the files under run.export.
+    """
+
+    run: RunDir
+    method: Method
+    outcome: Outcome
+    exported: list[Path]
+
+
+def train(options: TrainOptions) -> int:
+    """Train as typed, print where everything is, and return 0.
+
+    Raises:
+        UserError: anything the user can mend; Stopped after a signal.
+    """
+    if options.dry_run:
+        print(resolved(options), end="")
+        return 0
+    result = run(configuration(options))
+    if is_first_process():
+        seconds = f"{result.outcome.seconds:.0f} s" if result.outcome.steps else "nothing to do"
+        print(f"trained {result.outcome.steps} steps, {result.outcome.images} images ({seconds})")
+        for path in result.exported:
+            print(f"wrote {path}")
+    return 0
+
+
+def configuration(options: TrainOptions) -> DictConfig:
+    """Return the run's configuration, frozen in its run directory.
+
+    The first process decides and writes it; the others, which a launcher starts with the same command, read it there.
+    """
+    announced = os.environ.get(VARIABLE)
+    if announced and not is_first_process():
+        return recipe.thaw(announced)
+    source = options.source or announced
+    if source:
+        return recipe.thaw(source)
+    cfg = recipe.compose(options.recipe_overrides(), prompts=options.texts(), conf_dirs=options.conf)
+    if is_first_process():
+        recipe.freeze(cfg, cfg.run_dir)
+    return cfg
+
+
+def run(cfg: DictConfig) -> Trained:
+    """Train the configuration in its run directory and export; a finished run is only exported again.
+
+    Raises:
+        Stopped: after a signal, with everything saved.
+    """
+    plain = recipe.frozen(cfg)
+    place = RunDir(Path(plain["run_dir"]))
+    plan = Plan(**plain["trainer"])
+    seed = int(plain["seed"])
+    dataset = recipe.build(cfg, "data").train_dataset()
+    seed_all(derive(seed, "method"))
+    method: Method = recipe.build(cfg, "method")
+    method.provenance = provenance(plain)
+    loggers = [recipe.build(cfg, "logger")] if plain.get("logger") else []
+    title = str(plain.get("recipe") or "train")
+    outcome = fit(method, dataset, plan, place, seed=seed, config=yaml.safe_dump(plain), title=title, loggers=loggers)
+    if outcome.stopped_by:
+        raise Stopped(
+            f"stopped by {outcome.stopped_by} at step {outcome.steps}, saved in {place.path}; the same command continues"
+        )
+    return Trained(place, method, outcome, export(method, place) if is_first_process() else [])
+
+
+def export(method: Method, place: RunDir) -> list[Path]:
+    """Write the method's export beside the old one, then put it in its place; return the files' paths."""
+    draft = place.export.with_name(".export.part")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        files = method.export(draft)
+        shutil.rmtree(place.export, ignore_errors=True)
+        draft.replace(place.export)
+    except OSError as error:
+        raise UserError(f"cannot write {place.export} ({error.strerror}); the same command tries again") from error
+    return [place.export / file.relative_to(draft) for file in files]
+
+
+def provenance(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the cards of this run's exports should say about it."""
+    prompts = {key: plain["method"][key] for key in ("prompt", "source_prompt") if isinstance(plain["method"].get(key), str)}
+    card = {key: plain["card"][key] for key in ("family", "paper", "licence") if key in plain["card"]}
+    return {"recipe": plain.get("recipe"), "seed": plain["seed"], "torch": torch.__version__, **card, **prompts}
