@@ -1,0 +1,69 @@
+"""The one sampling loop."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from editkit.engine.denoiser import Denoiser
+from editkit.engine.guidance import PLAIN, Guidance, predict
+from editkit.engine.steps import Step, ddim
+from editkit.types import Condition, Levels, Prediction
+
+Noise = Callable[[int], Tensor | None]
+OnStep = Callable[[int, int, Tensor, Prediction], Tensor | None]
+
+
+def sample(
+    denoiser: Denoiser,
+    x: Tensor,
+    levels: Levels,
+    cond: Condition | None = None,
+    *,
+    step: Step = ddim,
+    guidance: Guidance = PLAIN,
+    start: int | None = None,
+    stop: int = 0,
+    noise: Noise | None = None,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Walk the levels down from `start` to `stop`, one denoiser query and one solver step per level.
+
+    Gradients are the caller's choice: nothing here switches them on or off. The step history belongs to this call.
+
+    Args:
+        denoiser: what to sample from.
+        x: the state at level `start`, (B, C, H, W), float32 or float64 whatever the network computes in.
+        levels: the list that inversion walked too.
+        cond: condition of every step.
+        step: solver step; bind its own knobs with functools.partial.
+        guidance: branches to query and how to combine them.
+        start: level index of `x`; None = the last, noisiest one.
+        stop: level index to end at; equal to `start` returns x itself.
+        noise: level index -> the noise that the step from there adds; None for deterministic steps.
+        on_step: (i, j, x_j, prediction) after each step i -> j; a returned tensor replaces x_j.
+
+    Returns:
+        the state at level `stop`.
+
+    Raises:
+        ValueError: indices outside the levels, or a half-precision state.
+    """
+    start = len(levels) - 1 if start is None else start
+    if not 0 <= stop <= start < len(levels):
+        raise ValueError(f"cannot go from level {start} to {stop} of {len(levels)} levels")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"the state is kept in float32 or float64, got {x.dtype}: pass x.float()")
+    history: deque[tuple[int, Prediction]] = deque(maxlen=3)  # as far back as any multistep solver looks
+    for i in range(start, stop, -1):
+        j = i - 1
+        pred = predict(denoiser, x, levels.times[i], cond, guidance)
+        x = step(levels, i, j, x, pred, history, noise(i) if noise is not None else None)
+        history.append((i, pred))
+        if on_step is not None:
+            replaced = on_step(i, j, x, pred)
+            x = x if replaced is None else replaced
+    return x

@@ -1,0 +1,195 @@
+"""Working through many items: read in threads, work in batches, write in a thread, survive what fails.
+
+    decode(item) -> sample        in threads, ahead of the work
+    work([sample...]) -> [result...]   in the calling thread, one batch at a time
+    write(item, result)           in a thread, behind the work
+
+An item that fails is left out and reported; the others go on. Out of memory halves the batch for good.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import torch
+
+from editkit.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Sample = TypeVar("Sample")
+Result = TypeVar("Result")
+
+
+@dataclass
+class StreamReport(Generic[Item]):
+    """How a stream went.
+
+    Attributes:
+        done: items written, in the order of the work.
+        failures: items that failed, each with its error.
+        batch_size: the batch size at the end.
+    """
+
+    batch_size: int
+    done: list[Item] = field(default_factory=list)
+    failures: list[tuple[Item, Exception]] = field(default_factory=list)
+
+
+def stream(
+    items: Iterable[Item],
+    *,
+    decode: Callable[[Item], Sample],
+    work: Callable[[list[Sample]], Sequence[Result]],
+    write: Callable[[Item, Result], None],
+    batch_size: int = 16,
+    batch_invariant: bool = False,
+    threads: int = 2,
+    on_item: Callable[[Item, Exception | None], None] | None = None,
+) -> StreamReport[Item]:
+    """Decode, work and write all items, each stage overlapping the others; memory is bounded by a few batches.
+
+    Args:
+        items: what to work on; read as far ahead as two batches.
+        decode: reads one item.
+        work: turns samples into as many results, in their order.
+        write: stores one result.
+        batch_size: samples per call of `work`; halved whenever memory runs out.
+        batch_invariant: pad every batch to `batch_size` by repeating its last sample and drop the surplus results, so
+            that every call has the same shape; then running out of memory is an error.
+        threads: number of decoding threads.
+        on_item: (item, error or None) after each item, in the calling thread.
+
+    Raises:
+        UserError: out of memory although batch_invariant forbids a smaller batch.
+    """
+    with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(1) as writer:
+        run = _Run(work, write, writer, StreamReport(batch_size), batch_invariant, on_item)
+        try:
+            batch: list[tuple[Item, Sample]] = []
+            for item, future in _ahead(items, decode, readers, depth=2 * batch_size):
+                error = future.exception()
+                if error is None:
+                    batch.append((item, future.result()))
+                elif isinstance(error, Exception):
+                    run.settle(item, error)
+                else:
+                    raise error
+                if len(batch) >= run.report.batch_size:
+                    run.process(batch)
+                    batch = []
+            run.process(batch)
+            run.drain(keep=0)
+        except BaseException:
+            readers.shutdown(wait=False, cancel_futures=True)
+            raise
+    return run.report
+
+
+class _Run(Generic[Item, Sample, Result]):
+    """The middle and the end of a stream: batches through `work`, results to the writer."""
+
+    def __init__(
+        self,
+        work: Callable[[list[Sample]], Sequence[Result]],
+        write: Callable[[Item, Result], None],
+        writer: ThreadPoolExecutor,
+        report: StreamReport[Item],
+        invariant: bool,
+        on_item: Callable[[Item, Exception | None], None] | None,
+    ) -> None:
+        self.work, self.write, self.writer, self.report = work, write, writer, report
+        self.fixed = report.batch_size if invariant else None
+        self.on_item = on_item
+        self.pending: deque[tuple[Item, Future[None]]] = deque()
+
+    def process(self, batch: Sequence[tuple[Item, Sample]]) -> None:
+        """Work on a batch; split it where memory runs out or an item fails."""
+        if not batch:
+            return
+        results = self._attempt([sample for _, sample in batch])
+        if not isinstance(results, Exception):
+            for (item, _), result in zip(batch, results, strict=True):
+                self.pending.append((item, self.writer.submit(self.write, item, result)))
+            self.drain(keep=2 * self.report.batch_size)
+            return
+        if _out_of_memory(results):
+            self._shrink(len(batch), results)
+            _release_memory()
+        if len(batch) == 1:
+            self.settle(batch[0][0], results)
+            return
+        size = len(batch) // 2 if _out_of_memory(results) else 1  # alone, an item's failure is its own
+        for first in range(0, len(batch), size):
+            self.process(batch[first : first + size])
+
+    def drain(self, keep: int) -> None:
+        """Wait for writes until at most `keep` are pending."""
+        while len(self.pending) > keep or (self.pending and self.pending[0][1].done()):
+            item, future = self.pending.popleft()
+            error = future.exception()
+            if error is not None and not isinstance(error, Exception):
+                raise error
+            self.settle(item, error)
+
+    def settle(self, item: Item, error: Exception | None) -> None:
+        """Put an item into the report."""
+        if error is None:
+            self.report.done.append(item)
+        else:
+            self.report.failures.append((item, error))
+        if self.on_item is not None:
+            self.on_item(item, error)
+
+    def _attempt(self, samples: list[Sample]) -> Sequence[Result] | Exception:
+        """Return the results or the error, whose traceback is dropped: its frames hold the tensors of the failed try."""
+        count = len(samples)
+        if self.fixed is not None:
+            samples = samples + [samples[-1]] * (self.fixed - count)
+        try:
+            results = self.work(samples)
+        except Exception as error:
+            return error.with_traceback(None)
+        if len(results) != len(samples):
+            raise ValueError(f"work returned {len(results)} results for {len(samples)} samples")
+        return results[:count]
+
+    def _shrink(self, tried: int, error: Exception) -> None:
+        if self.fixed is not None:
+            raise UserError(
+                f"a fixed batch of {self.fixed} does not fit into memory: set engine.batch_size={max(self.fixed // 2, 1)} "
+                "or engine.batch_invariant=false"
+            ) from error
+        self.report.batch_size = max(min(self.report.batch_size, tried // 2), 1)
+        log.warning("out of memory with %d images at once: going on with %d", tried, self.report.batch_size)
+
+
+def _ahead(
+    items: Iterable[Item], decode: Callable[[Item], Sample], readers: ThreadPoolExecutor, depth: int
+) -> Iterator[tuple[Item, Future[Sample]]]:
+    queue: deque[tuple[Item, Future[Sample]]] = deque()
+    for item in items:
+        queue.append((item, readers.submit(decode, item)))
+        if len(queue) >= depth:
+            yield queue.popleft()
+    while queue:
+        yield queue.popleft()
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # what the CPU allocator says
+
+
+def _release_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
