@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -52,7 +53,12 @@ def bundled(method: str) -> list[Weights]:
 
 
 def choose(
-    method: str, weights: Sequence[str] = (), *, prompt: str | None = None, default: str | None = None, backbone: str | None = None
+    method: str,
+    weights: Sequence[str] = (),
+    *,
+    prompt: str | None = None,
+    default: str | None = None,
+    backbone: str | None = None,
 ) -> list[Weights]:
     """Return the artefacts to use: those named in `weights`, else bundled ones for the prompt.
 
@@ -98,8 +104,8 @@ def check_backbone(chosen: Sequence[Weights], backbone: Backbone, name: str) -> 
             )
         if one.card.get("backbone_digest", digest) != digest:
             raise UserError(
-                f"{one.path} was trained on another backbone: weights {one.card['backbone_digest']}, those of {name} are {digest}. "
-                f"Use the backbone it was trained on, or train on this one"
+                f"{one.path} was trained on another backbone: weights {one.card['backbone_digest']}, those of {name} are "
+                f"{digest}. Use the backbone it was trained on, or train on this one"
             )
 
 
@@ -110,10 +116,8 @@ def parse(text: str) -> tuple[str | None, str, float]:
     name, path, strength = None, text, 1.0
     head, colon, tail = path.rpartition(":")
     if colon and head:
-        try:
+        with contextlib.suppress(ValueError):  # a colon that belongs to the path
             path, strength = head, float(tail)
-        except ValueError:
-            pass  # a colon that belongs to the path
     head, equals, tail = path.partition("=")
     if equals and not Path(path).exists():
         name, path = head, tail

@@ -1,25 +1,25 @@
 """From what a person typed to a list of jobs: which pictures with which masks, references and texts, written where.
 
-A folder of pictures is searched with its subfolders; other inputs are folders too, paired by name without suffix, or one
-file for all. A `metadata.jsonl` in the folder adds inputs per picture: `{"file_name": "a.png", "prompt": "...", "mask":
-"masks/a.png"}`. Nothing is decoded here.
+A folder of pictures is laid out like a data set (`editkit.data.listing`); other inputs are folders too, paired by name
+without suffix, or one file for all. Its `metadata.jsonl` may add inputs per picture: `{"file_name": "a.png", "prompt":
+"...", "mask": "masks/a.png"}`. Nothing is decoded here.
 """
 
 from __future__ import annotations
 
-import json
+import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from editkit.app.options import EditOptions
 from editkit.data.files import inside
+from editkit.data.listing import Entry, listing
 from editkit.data.photo import SUFFIXES
 from editkit.errors import UsageError, UserError
 
-METADATA = "metadata.jsonl"
 # Options that are files, by the field of EditRequest that they fill.
 FILES = {
     "mask": "mask",
@@ -32,8 +32,14 @@ FILES = {
     "example_after": "example_after",
 }
 TEXTS = ("prompt", "source_prompt", "instruction", "labels", "box")
-# Subfolders of a folder of pictures that hold other inputs, as in a training data set.
-FOLDERS = {"masks": "mask", "references": "references", "reference_masks": "reference_masks", "sketches": "sketch"}
+# Where a folder of pictures, laid out like a data set, keeps inputs of each picture.
+COMPANIONS = {
+    "masks": "mask",
+    "references": "references",
+    "reference_masks": "reference_masks",
+    "sketches": "sketch",
+    "labels": "segmentation",
+}
 
 
 @dataclass(frozen=True)
@@ -77,8 +83,12 @@ class Plan:
     broken: dict[str, str] = field(default_factory=dict)
 
 
-def plan(options: EditOptions, *, name: str) -> Plan:
-    """Return the jobs of `editkit edit`; `name` (of the method) goes into the default output: <stem>.<name>.png.
+def plan(options: EditOptions, *, name: str, wants: Collection[str] = ("mask",)) -> Plan:
+    """Return the jobs of `editkit edit`.
+
+    Args:
+        name: of the method, for the default output <stem>.<name>.png.
+        wants: fields of EditRequest that the method can use; of a folder's masks, references... only these are taken up.
 
     Raises:
         UsageError: a file where a folder is needed or the other way round, or an output that is no PNG.
@@ -86,7 +96,7 @@ def plan(options: EditOptions, *, name: str) -> Plan:
     """
     source = options.image
     if source is not None and source.is_dir():
-        return _folder_plan(options, source, name)
+        return _folder_plan(options, source, name, wants)
     if source is not None and not source.exists():
         raise UserError(f"there is no file or folder {source} (--image)")
     files: dict[str, tuple[Path, ...]] = {}
@@ -101,13 +111,6 @@ def plan(options: EditOptions, *, name: str) -> Plan:
     return Plan([Job(source.name if source else "", source, files, _texts(options), output)])
 
 
-def pictures(folder: Path, *, skip: Sequence[Path] = ()) -> list[Path]:
-    """Return the pictures below a folder in a fixed order, without hidden files and without what lies below `skip`."""
-    found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file())
-    hidden = (path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
-    return [path for path in hidden if not any(path.is_relative_to(other) for other in skip)]
-
-
 def variant(output: Path, strengths: Sequence[float | None], strength: float | None, samples: int, sample: int) -> Path:
     """Return the file of one of several results for a picture: face.strength-0.5.2.png; face.png if it is the only one."""
     marks = [f"strength{strength:+g}"] if len(strengths) > 1 else []
@@ -115,35 +118,48 @@ def variant(output: Path, strengths: Sequence[float | None], strength: float | N
     return output.with_name(".".join([output.stem, *marks]) + output.suffix)
 
 
-def _folder_plan(options: EditOptions, source: Path, name: str) -> Plan:
+def _folder_plan(options: EditOptions, source: Path, name: str, wants: Collection[str]) -> Plan:
     output = options.output or Path(f"{source.resolve().name}.{name}")
     if output.suffix.lower() in SUFFIXES or output.is_file():
         raise UsageError(f"--image is a folder, so -o must be one too, not the file {output}")
     if output.exists() and output.samefile(source):
         raise UsageError(f"the results of the folder {source} cannot go into the same folder: choose another one with -o")
-    # A folder that is given as another input, a data set's subfolders and earlier results hold no pictures to edit.
-    own = {field: source / sub for sub, field in FOLDERS.items() if (source / sub).is_dir()}
-    typed = {field: list(paths) for field, paths in _given_files(options).items()}
-    others = {field: [path] for field, path in own.items() if field not in typed} | typed
-    skip = [*own.values(), *(path for paths in typed.values() for path in paths if path.is_dir()), output]
-    found = pictures(source, skip=[path for path in skip if not source.is_relative_to(path)])
+    typed = _given_files(options)
+    # Earlier results and folders that were given as another input hold no pictures to edit.
+    skip = [folder.resolve() for folder in (output, *(path for paths in typed.values() for path in paths)) if folder.is_dir()]
+    found = [entry for entry in _entries(source) if not any(entry.image.resolve().is_relative_to(folder) for folder in skip)]
     if not found:
-        raise UserError(f"there are no pictures (png, jpeg, webp, tiff, bmp) in {source}")
-    rows = _metadata(source)
-    names = Counter(path.relative_to(source).with_suffix("") for path in found)
+        raise UserError(f"there are no pictures in {source} apart from masks, references and earlier results")
+    images = source / "images" if (source / "images").is_dir() else source
+    relatives = {
+        entry.key: Path(os.path.relpath(entry.image, images if entry.image.is_relative_to(images) else source)) for entry in found
+    }
+    stems = Counter(relative.with_suffix("") for relative in relatives.values())
     jobs, broken = [], {}
-    for image in found:
-        relative = image.relative_to(source)
+    for entry in found:
+        relative = relatives[entry.key]
+        # Two pictures of one stem (a.jpg, a.png) keep their suffix in the name.
+        target = relative.with_suffix(".png") if stems[relative.with_suffix("")] == 1 else Path(f"{relative}.png")
         try:
-            row = _row_inputs(source, rows.get(relative.as_posix(), {}))
-            files = {field: tuple(_paired(path, relative) for path in paths) for field, paths in others.items()} | row[0]
+            own = {field: tuple(_paired(path, relative) for path in paths) for field, paths in typed.items()}
+            row_files, row_texts = _row_inputs(source, entry.line)
+            texts = _texts(options) | row_texts
+            jobs.append(
+                Job(relative.as_posix(), entry.image, _companions(entry, wants) | own | row_files, texts, inside(output, target))
+            )
         except UserError as error:
             broken[relative.as_posix()] = str(error)
-            continue
-        # Two pictures of one stem (a.jpg, a.png) keep their suffix in the name.
-        target = relative.with_suffix(".png") if names[relative.with_suffix("")] == 1 else Path(f"{relative}.png")
-        jobs.append(Job(relative.as_posix(), image, files, _texts(options) | row[1], inside(output, target)))
     return Plan(jobs, output, broken)
+
+
+def _entries(source: Path) -> Sequence[Entry]:
+    """Return the pictures of a folder; whether they can be read shows when their turn comes."""
+    return listing(source, check=lambda path: None).entries
+
+
+def _companions(entry: Entry, wants: Collection[str]) -> dict[str, tuple[Path, ...]]:
+    """Return the files that lie beside a picture in the folder's own layout, as far as the method can use them."""
+    return {field: entry.files(folder) for folder, field in COMPANIONS.items() if field in wants and entry.files(folder)}
 
 
 def _paired(path: Path, relative: Path) -> Path:
@@ -155,24 +171,9 @@ def _paired(path: Path, relative: Path) -> Path:
     folder, stem = path / relative.parent, relative.stem
     matches = sorted(entry for entry in folder.glob("*") if entry.stem == stem and entry.suffix.lower() in SUFFIXES)
     if len(matches) != 1:
-        raise UserError(f"{path} has {len(matches) or 'no'} file{'s' if len(matches) > 1 else ''} named {relative.with_suffix('')}.*")
+        count = f"{len(matches)} files" if matches else "no file"
+        raise UserError(f"{path} has {count} named {relative.with_suffix('')}.*, one is needed")
     return matches[0]
-
-
-def _metadata(folder: Path) -> dict[str, dict[str, Any]]:
-    path = folder / METADATA
-    if not path.exists():
-        return {}
-    rows = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            rows[Path(row["file_name"]).as_posix()] = row
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f'{path}, line {number}: expected {{"file_name": "...", ...}}, got {line[:60]!r}') from error
-    return rows
 
 
 def _row_inputs(folder: Path, row: Mapping[str, Any]) -> tuple[dict[str, tuple[Path, ...]], dict[str, str]]:
@@ -183,7 +184,7 @@ def _row_inputs(folder: Path, row: Mapping[str, Any]) -> tuple[dict[str, tuple[P
             paths = [inside(folder, name) for name in ([value] if isinstance(value, str) else value)]
             for path in paths:
                 if not path.is_file():
-                    raise UserError(f"{METADATA} names {target} {path}, which does not exist")
+                    raise UserError(f"metadata.jsonl names {target} {path}, which does not exist")
             files[target] = tuple(paths)
     return files, {name: str(row[name]) for name in TEXTS if row.get(name)}
 

@@ -31,8 +31,8 @@ class Manifest:
         except OSError as error:
             raise UserError(f"cannot read {self.path}: {error.strerror or error}") from error
         self._cut_off = bool(data) and not data.endswith(b"\n")
-        entries = (_entry(line) for line in data.splitlines())
-        self._done = {entry["key"]: str(entry.get("job")) for entry in entries if entry.get("status") == "done" and "key" in entry}
+        done = (entry for entry in map(_entry, data.splitlines()) if entry.get("status") == "done")
+        self._done = {str(entry.get("key")): str(entry.get("job")) for entry in done}
 
     def done(self, key: str, job: str, outputs: Sequence[Path]) -> bool:
         """Say whether a picture was finished with these very inputs and settings, and all its results still stand.

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps
 
 from editkit.errors import UserError
 
@@ -129,7 +129,7 @@ def read_mask(path: str | Path, size: tuple[int, int], *, of: str = "the image")
     photo = read_photo(path)
     if photo.size != size:
         raise UserError(
-            f"the mask {path} is {_by(photo.size)} but {of} is {_by(size)}: a mask needs the size of the image as it is shown "
+            f"the mask {path} is {by(photo.size)} but {of} is {by(size)}: a mask needs the size of the image as it is shown "
             f"(after EXIF rotation)"
         )
     mask = mask_of(photo)
@@ -167,17 +167,18 @@ def _decoded(data: bytes, path: Path, first_frame: bool) -> Image.Image:
             warnings.simplefilter("ignore")  # Pillow's size warning starts below our limit, which is an error
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise UserError(f"{path} has more than the {MAX_PIXELS // 10**6} million pixels editkit reads: make it smaller first") from error
-    except (UnidentifiedImageError, *_DECODER_ERRORS) as error:
+        millions = MAX_PIXELS // 10**6
+        raise UserError(f"{path} has more than the {millions} million pixels editkit reads: make it smaller first") from error
+    except _DECODER_ERRORS as error:
         if data.startswith(_SIGNATURES):
             raise UserError(f"{path} is damaged or cut off: its header cannot be read") from error
         raise UserError(f"{path} is not a picture editkit reads: save it as PNG, JPEG, WebP, TIFF or BMP") from error
     _check_size(image.size, str(path))
-    # A phone's JPEG with a second picture (depth, gain map) opens as MPO and is not an animation.
-    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-    if frames > 1 and not first_frame:
-        raise UserError(f"{path} has {frames} frames or pages: save the one to edit as its own file")
     try:
+        # A phone's JPEG with a second picture (depth, gain map) opens as MPO and is not an animation.
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        if frames > 1 and not first_frame:
+            raise UserError(f"{path} has {frames} frames or pages: save the one to edit as its own file")
         image.load()
     except _DECODER_ERRORS as error:
         raise UserError(f"{path} is damaged or cut off: {error}") from error
@@ -188,7 +189,7 @@ def _check_size(size: tuple[int, int], name: str) -> None:
     if size[0] * size[1] > MAX_PIXELS:
         millions = size[0] * size[1] / 10**6
         raise UserError(
-            f"{name} is {_by(size)}, {millions:.0f} million pixels; editkit reads up to {MAX_PIXELS // 10**6} million: "
+            f"{name} is {by(size)}, {millions:.0f} million pixels; editkit reads up to {MAX_PIXELS // 10**6} million: "
             f"make it smaller first"
         )
 
@@ -239,7 +240,8 @@ def _eight_bits(image: Image.Image, name: str) -> np.ndarray:
     top = 1.0 if image.mode == "F" else 65535.0
     if not np.isfinite(values).all() or values.min() < 0 or values.max() > top:
         raise UserError(
-            f"{name} has grey values from {values.min():g} to {values.max():g} where 0 to {top:g} is expected: save it as a 16-bit PNG"
+            f"{name} has grey values from {values.min():g} to {values.max():g} where 0 to {top:g} is expected: "
+            f"save it as a 16-bit PNG"
         )
     return np.rint(values * (255.0 / top)).astype(np.uint8)
 
@@ -264,5 +266,6 @@ def _srgb() -> ImageCms.ImageCmsProfile:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 
-def _by(size: tuple[int, int]) -> str:
+def by(size: tuple[int, int]) -> str:
+    """Return (width, height) in words."""
     return f"{size[0]} x {size[1]} pixels"

@@ -1,0 +1,190 @@
+"""From a recipe's name to an editor that is ready: composed, built, with its trained parts, on its device."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from editkit.app.artefacts import Weights, check_backbone, choose
+from editkit.app.device import device_of, dtype_of
+from editkit.app.options import RecipeOptions
+from editkit.backbones.base import Backbone
+from editkit.errors import UsageError, UserError
+from editkit.recipe import build, choices, compose
+from editkit.training.editor import Editor
+from editkit.training.method import Method
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An editor and what the application needs to know of it.
+
+    Attributes:
+        name: the recipe, as the user typed it.
+        size: (height, width) of the pictures that it edits.
+        batch_size: requests at once.
+        provenance: what made the results, for their files: recipe, weights, backbone, versions.
+        targets: prompts that the trained parts in use were trained for; empty when they serve any.
+        expected_psnr: reconstruction PSNR in dB on images like those that the backbone was trained on, if it is known.
+        news: lines that the user should see.
+    """
+
+    name: str
+    editor: Editor
+    size: tuple[int, int]
+    batch_size: int = 8
+    provenance: dict[str, Any] = field(default_factory=dict)
+    targets: tuple[Weights, ...] = ()
+    expected_psnr: float | None = None
+    news: tuple[str, ...] = ()
+
+
+def compose_for(options: RecipeOptions, verb: str) -> DictConfig:
+    """Return the composed configuration of a command that needs a method.
+
+    Raises:
+        UsageError: no method was named; and what `compose` raises.
+    """
+    if options.method is None:
+        raise UsageError(f"{verb} needs --method NAME: choose from {', '.join(choices('recipe', options.conf)) or 'none'}")
+    return compose(options.recipe_overrides(), conf_dirs=options.conf)
+
+
+def short_name(method: str) -> str:
+    """Return a method's name for file names: paper/asyrp -> asyrp, ./mine.yaml -> mine."""
+    return Path(method).stem
+
+
+def load_editor(
+    cfg: DictConfig,
+    name: str,
+    *,
+    weights: Sequence[str] = (),
+    prompt: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> Loaded:
+    """Build the method and its editor.
+
+    Args:
+        cfg: from `compose_for`.
+        weights: see `editkit.app.artefacts.choose`.
+        prompt: chooses a trained part where the method has one per text.
+
+    Raises:
+        UserError: no trained parts for this prompt or backbone, or parts that do not fit.
+    """
+    folder = assets_folder(str(cfg.method.get("_target_", "")))
+    if weights:
+        chosen = choose(folder, weights, prompt=prompt)  # a mistake here shows before anything large is read
+    method: Method = build(cfg, "method")
+    backbone: Backbone = method.backbone  # type: ignore[assignment]
+    backbone_name = str(cfg.backbone.get("path") or cfg.backbone.get("_target_"))
+    digest = backbone.digest()
+    default = cfg.method.get("prompt")
+    if not weights:
+        chosen = choose(folder, prompt=prompt, default=default, backbone=digest)
+    if not chosen and _needs_training(method):
+        raise UserError(
+            f"{name} has no trained weights for the backbone {backbone_name}: train them with `editkit train recipe={name}`, or "
+            f"give --weights PATH"
+        )
+    check_backbone(chosen, backbone, backbone_name)
+    method.to(device_of(device))
+    backbone.to(dtype=dtype_of(dtype))
+    editor = _editor(method, chosen, name)
+    height, width = image_size(backbone)
+    versions = {"editkit": _version("editkit"), "torch": _version("torch"), "diffusers": _version("diffusers")}
+    return Loaded(
+        name,
+        editor,
+        (height, width),
+        int(cfg.engine.batch_size),
+        {
+            "method": name,
+            "backbone": backbone_name,
+            "backbone_digest": digest,
+            "weights": {str(one.name or one.path.name): [file_hash(one.path), one.strength] for one in chosen},
+            "config": json.loads(json.dumps(_plain(cfg), default=str)),
+            "versions": versions,
+        },
+        tuple(one for one in chosen if one.target),
+        reconstruction_psnr(cfg),
+        _news(chosen, prompt, weights),
+    )
+
+
+def image_size(backbone: Backbone) -> tuple[int, int]:
+    """Return (height, width) of a backbone's pictures; one with latents says so itself."""
+    size = getattr(backbone, "image_size", None)
+    return tuple(size) if size is not None else backbone.sample_shape[1:]  # type: ignore[return-value]
+
+
+def assets_folder(target: str) -> str:
+    """Return the folder of a method's bundled artefacts: editkit.methods.weakly_supervised.asyrp.Asyrp -> asyrp."""
+    parts = target.split(".")
+    return parts[3] if parts[:2] == ["editkit", "methods"] and len(parts) > 4 else parts[-1].lower()
+
+
+def reconstruction_psnr(cfg: DictConfig) -> float | None:
+    """Return what the backbone's card says its plain DDIM reconstructions reach, in dB."""
+    from editkit.backbones.assets import resolve
+
+    try:
+        path = resolve(str(cfg.backbone.path)) / "card.json"
+        figure = json.loads(path.read_text(encoding="utf-8"))["figures"]["reconstruction_psnr"]
+    except (OSError, UserError, KeyError, TypeError, ValueError, AttributeError):
+        return None  # not every backbone has a card
+    return float(figure)
+
+
+def file_hash(path: Path) -> str:
+    """Return the first 16 hex digits of a file's SHA-256."""
+    import hashlib
+
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _editor(method: Method, chosen: Sequence[Weights], name: str) -> Editor:
+    try:
+        editor = method.editor([one.load() for one in chosen])
+    except (ValueError, KeyError, RuntimeError) as error:
+        files = ", ".join(str(one.path) for one in chosen)
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the weights {files} do not fit {name} on this backbone: {reason}") from error
+    if editor is None:
+        raise UsageError(f"{name} makes no edits")
+    return editor
+
+
+def _needs_training(method: Method) -> bool:
+    return any(len(list(parameters)) for parameters in method.trainable().values())
+
+
+def _news(chosen: Sequence[Weights], prompt: str | None, weights: Sequence[str]) -> tuple[str, ...]:
+    if prompt is not None or weights or not any(one.target for one in chosen):
+        return ()
+    return (f"no --prompt given: {' and '.join(one.target for one in chosen if one.target)}",)
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    sections = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(sections, dict)
+    return {key: sections.get(key) for key in ("method", "engine")}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
