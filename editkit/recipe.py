@@ -209,7 +209,8 @@ def _parse(text: str) -> Any:
         quoted = value.replace("'", "\\'")
         raise RecipeError(f"cannot read {text!r}; if the value is one text, quote it: \"{key}='{quoted}'\"") from None
     if item.is_sweep_override():
-        raise RecipeError(f"{text!r} lists several values, a run takes one; a list is written {item.key_or_group}=[...]")
+        key = item.key_or_group
+        raise RecipeError(f"{text!r} reads as several values; a list is written {key}=[...], a text with a comma \"{key}='...'\"")
     return item
 
 
@@ -227,6 +228,7 @@ def _is_choice(item: Any, folders: Sequence[Path]) -> bool:
 
 def _compose(overrides: Sequence[str], folders: Sequence[Path]) -> DictConfig:
     import hydra
+    import yaml
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -234,7 +236,7 @@ def _compose(overrides: Sequence[str], folders: Sequence[Path]) -> DictConfig:
     try:
         with hydra.initialize_config_module("editkit.conf", version_base="1.3"):
             return hydra.compose("train", overrides=[*extra, *overrides])
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise RecipeError(f"cannot compose {' '.join(overrides) or 'the configuration'}: {one_line(error)}") from error
 
 
@@ -265,7 +267,7 @@ def _run_dir(name: str | None, overrides: Sequence[str], prompts: Mapping[str, s
 def _escaped(value: Any) -> Any:
     """Return the value with `${` made literal, for it would be a reference when read again."""
     if isinstance(value, str):
-        return value.replace("${", "\\${")
+        return re.sub(r"(\\*)\$\{", lambda found: f"{found[1]}{found[1]}\\${{", value)
     if isinstance(value, Mapping):
         return {key: _escaped(item) for key, item in value.items()}
     return [_escaped(item) for item in value] if isinstance(value, list) else value
