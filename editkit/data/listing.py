@@ -209,8 +209,10 @@ def _line(path: Path, number: int, text: str) -> dict[str, Any]:
 
 def _hashed(entries: list[Entry], validation: float, test: float) -> list[Entry]:
     ranked = sorted(entries, key=lambda entry: fraction(entry.key))
-    tested = max(sum(fraction(e.key) < test for e in ranked), 1 if test and len(ranked) >= 3 else 0)
-    held = max(sum(fraction(e.key) < test + validation for e in ranked), tested + (1 if validation and len(ranked) >= 3 else 0))
+    if len(ranked) < 3:
+        return ranked  # all of them to train on
+    tested = max(sum(fraction(e.key) < test for e in ranked), int(test > 0))
+    held = max(sum(fraction(e.key) < test + validation for e in ranked), tested + int(validation > 0))
     return [
         replace(entry, split="test" if rank < tested else "validation" if rank < held else "train")
         for rank, entry in enumerate(ranked)

@@ -76,7 +76,8 @@ def _edits() -> Iterator[Edit]:
         article = "an" if value == "angry" else "a"
         yield Edit(value, f"{article} {value} face", {"expression": value}, {"expression": (value,)})
     yield Edit("old", "an old face", {"age": 75.0}, {"age": ("old",)})
-    yield Edit("young", "a young face", {"age": 25.0}, {"age": ("young",)})
+    # Years below 42 leave no trace in the picture, so only an old face has something to lose.
+    yield Edit("young", "a young face", {"age": 25.0}, {"age": ("young",)}, {"age": ("old",)})
     yield Edit("with glasses", "a face with glasses", {"glasses": True}, {"glasses": (True,)})
     yield Edit("without glasses", "a face without glasses", {"glasses": False}, {"glasses": (False,)})
     yield Edit("with beard", "a face with a beard", {"beard": True}, {"beard": (True,)}, {"look": ("masculine",)})
