@@ -72,7 +72,7 @@ def _enlarged(panel: np.ndarray) -> Image.Image:
 def _words(item: Mapping[str, Any], width: int) -> str:
     captions = item.get("captions") or [item.get("caption") or item.get("key", "")]
     room, lines = width // 6, [""]
-    for word in " / ".join(map(str, captions)).split():
+    for word in " / ".join(str(getattr(caption, "text", caption)) for caption in captions).split():
         if len(lines[-1]) + len(word) >= room:
             lines.append("")
         lines[-1] = f"{lines[-1]} {word}".strip()

@@ -16,13 +16,13 @@ from editkit.data.items import image_tensor
 from editkit.data.listing import Entry, Listing, listing
 from editkit.data.module import DataModule
 from editkit.data.photo import Box, mask_of, read_photo
-from editkit.errors import UserError
+from editkit.errors import UsageError, UserError
 
 
 class FolderDataset(Dataset[dict[str, Any]]):
     """The pictures of some entries: the largest centred square, resized; masks and labels cut alike.
 
-    Items hold image, key, index, caption, factors, mask, references and labels (see `editkit.data.items`).
+    Items hold image, key, index, caption, factors, visible, mask, references and labels (see `editkit.data.items`).
 
     A picture that turns out to be unreadable is replaced by the next one, with a warning that names it.
 
@@ -65,11 +65,14 @@ class Folder(DataModule):
         validation, test: shares of the pictures where the folder has no sub-folders train, validation and test.
 
     Raises:
+        UsageError: a size below 8 pixels, or shares that leave nothing to train on.
         UserError: from the data sets: no such folder, nothing readable in it, a broken metadata.jsonl, or an empty split.
     """
 
     def __init__(self, root: str | Path, size: int = 64, validation: float = 0.05, test: float = 0.05):
         super().__init__()
+        if size < 8:
+            raise UsageError(f"data.size={size} is too small: give at least 8 pixels")
         self.root, self.size, self.validation, self.test = Path(root), size, validation, test
         self._listing: Listing | None = None
 
@@ -108,6 +111,7 @@ def read_item(entry: Entry, size: int, index: int = 0) -> dict[str, Any]:
         "index": index,
         "caption": entry.text,
         "factors": entry.factors,
+        "visible": {name: name not in entry.line.get("hidden", ()) for name in entry.factors},
         "mask": next((_mask(path, photo.size, box, size) for path in entry.files("masks")), None),
         "references": tuple(_reference(path, size) for path in entry.files("references")),
         "labels": next((_labels(path, photo.size, box, size) for path in entry.files("labels")), None),

@@ -36,7 +36,7 @@ def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         raise ValueError("a batch needs at least one item")
     if any(item.keys() != items[0].keys() for item in items):
         raise ValueError(f"items of one batch need the same keys, got {sorted(set(map(tuple, items)))}")
-    batch = {}
+    batch: dict[str, Any] = {}
     for name in items[0]:
         values = [item[name] for item in items]
         if all(value is None for value in values):

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from editkit.data.photo import SUFFIXES, read_photo
-from editkit.errors import UserError
+from editkit.errors import UsageError, UserError
 
 SPLITS = ("train", "validation", "test")
 # Folders whose files are paired with pictures by stem.
@@ -73,9 +73,7 @@ class Listing:
         return tuple(entry for entry in self.entries if entry.split == split)
 
 
-def listing(
-    root: str | Path, *, validation: float = 0.05, test: float = 0.05, check: Callable[[Path], str | None] | None = None
-) -> Listing:
+def listing(root: str | Path, *, validation: float = 0.05, test: float = 0.05) -> Listing:
     """List a folder.
 
     Without split sub-folders a picture's split follows from a hash of its key, so it stays when others are added; only a
@@ -83,12 +81,15 @@ def listing(
 
     Args:
         validation, test: shares of the pictures, 0 to 1.
-        check: says what is wrong with a file, or None; the default looks at both ends of the file, and decodes it whole
-            only if they are not what they should be.
 
     Raises:
         UserError: no such folder, no readable picture in it, or a broken metadata.jsonl.
+        UsageError: shares that leave nothing to train on.
     """
+    if validation < 0 or test < 0 or validation + test >= 1:
+        raise UsageError(
+            f"data.validation={validation} and data.test={test} leave nothing to train on: their sum must be below 1"
+        )
     root = Path(root).expanduser()
     if not root.is_dir():
         raise UserError(f"there is no folder {root}: set data.root to the folder of your images")
@@ -99,7 +100,7 @@ def listing(
         found = [_part(root, root, None)]
     entries, unused = [e for part, _ in found for e in part], tuple(u for _, rest in found for u in rest)
     with ThreadPoolExecutor() as pool:  # slow disks answer several questions at once
-        checked = pool.map(check or quick_check, [entry.image for entry in entries])
+        checked = pool.map(quick_check, [entry.image for entry in entries])
         reasons = {entry.key: reason for entry, reason in zip(entries, checked, strict=True) if reason is not None}
     good = [entry for entry in entries if entry.key not in reasons]
     if not good:
@@ -110,7 +111,7 @@ def listing(
 
 
 def quick_check(path: Path) -> str | None:
-    """Say what is wrong with a picture file, or None; fast, because only odd ends make it decode the picture."""
+    """Say what is wrong with a picture file, or None; fast, because it decodes only a file whose ends are odd."""
     try:
         with path.open("rb") as file:
             head = file.read(16)

@@ -12,7 +12,7 @@ from PIL import Image
 from editkit.data.folder import Folder, FolderDataset
 from editkit.data.items import collate
 from editkit.data.listing import fraction, full_check, listing, quick_check
-from editkit.errors import UserError
+from editkit.errors import UsageError, UserError
 
 
 def save(path, size=(24, 24), colour=(200, 30, 30), **options):
@@ -117,6 +117,13 @@ def test_two_pictures_can_be_trained_on_but_not_validated(tmp_path):
     assert len(data.train_dataset()) == 2
     with pytest.raises(UserError, match="has no validation pictures: put some into"):
         data.validation_dataset()
+
+
+def test_settings_that_make_no_sense_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="leave nothing to train on"):
+        Folder(some(tmp_path), validation=0.6, test=0.4).train_dataset()
+    with pytest.raises(UsageError, match="data.size=2"):
+        Folder(tmp_path, 2)
 
 
 def test_sub_folders_are_the_splits(tmp_path):

@@ -104,3 +104,4 @@ def test_the_folder_module_reads_it_back(tmp_path):
         assert np.array_equal(image_array(item["image"]), sample.image)
         assert np.array_equal(item["labels"].numpy(), sample.labels)
         assert item["caption"] == sample.caption.text and item["factors"] == sample.factors
+        assert item["visible"] == sample.visibility

@@ -127,6 +127,16 @@ def test_an_edit_reaches_its_target_and_changes_nothing_else(name):
         assert not np.array_equal(render(source)[0], render(target)[0])
 
 
+def test_sources_of_an_edit_show_that_they_are_none_of_its_results():
+    assert not EDITS["smiling"].eligible(Face(expression="smiling")) and EDITS["smiling"].eligible(Face(expression="sad"))
+    assert not EDITS["young"].eligible(Face(age=40.0)) and EDITS["young"].eligible(Face(age=61.0))
+    assert not EDITS["with beard"].eligible(Face(look="feminine")) and EDITS["with beard"].eligible(Face(look="masculine"))
+    assert not EDITS["red hair"].eligible(Face(hair_colour="blond", age=56.0)) and EDITS["red hair"].eligible(
+        Face(hair_colour="blond")
+    )
+    assert not EDITS["grey hair"].eligible(Face(hair_style="bald"))
+
+
 @pytest.mark.parametrize("name", ["smiling", "angry", "sad", "neutral"])
 def test_an_expression_changes_mouth_and_brows_only(name):
     for index in sources(EDITS[name], "test", 10):
@@ -155,15 +165,20 @@ def test_glasses_appear_in_the_labels_with_the_edit():
     assert (render(counterfactual(source, "with glasses"), labels=True)[1] == GLASSES).sum() > 30
 
 
+def labels_fit(picture: np.ndarray, labels: np.ndarray, face: Face) -> bool:
+    """Whether the inside of background and clothes has their colours."""
+    parts = ((BACKGROUND, shade(BACKGROUNDS[face.background], face.tint)), (CLOTHES, SHIRTS[face.shirt]))
+    inside = [np.abs(picture[interior(labels, part, 3)].astype(int) - colour) for part, colour in parts]
+    return all(len(distance) > 10 and distance.max() <= 3 for distance in inside)
+
+
 @pytest.mark.parametrize("size", [64, 96])
 def test_labels_match_the_picture(size):
     for face in FACES[:40]:
         picture, labels = render(face, size, labels=True)
         assert labels.shape == (size, size) and labels.max() < len(PARTS)
-        pairs = [(BACKGROUND, shade(BACKGROUNDS[face.background], face.tint)), (CLOTHES, SHIRTS[face.shirt])]
-        for part, colour in pairs:
-            inside = picture[interior(labels, part, 3)].astype(int)
-            assert len(inside) > 10 and np.abs(inside - colour).max() <= 3
+        assert labels_fit(picture, labels, face)
+        assert not labels_fit(picture, np.roll(labels, 8, axis=1), face)
         assert (labels == EYES).any() and (labels == MOUTH).any()
         assert (labels == HAIR).any() == (face.hair_style != "bald" or face.beard)
 

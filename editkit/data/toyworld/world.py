@@ -10,7 +10,7 @@ from types import MappingProxyType
 import numpy as np
 
 from editkit.data.toyworld.captions import Caption, caption
-from editkit.data.toyworld.claims import Claims, measured, satisfied
+from editkit.data.toyworld.claims import Claims, measured, satisfied, unclear
 from editkit.data.toyworld.faces import PARTS, Face, draw_face, edited, held_out, render, visible
 from editkit.errors import UsageError, suggestion
 
@@ -66,9 +66,13 @@ class Edit:
         return satisfied(self.target, factors)
 
     def eligible(self, face: Face) -> bool:
-        """Say whether a face is a source of this edit: it does not show the target yet, and the edit applies to it."""
+        """Say whether a face is a source of this edit: it does not show the target yet, and the edit applies to it.
+
+        Half-grey hair is no source of a hair colour: nobody could tell what it is before or after.
+        """
         factors = measured(face)
-        return satisfied(self.applies, factors) and not self.done(factors)
+        greying = "shown_hair" in self.target and "shown_hair" in unclear(face)
+        return satisfied(self.applies, factors) and not self.done(factors) and not greying
 
 
 def _edits() -> Iterator[Edit]:
