@@ -6,16 +6,15 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from editkit.engine.schedule import Schedule
+from editkit.engine.taps import Tap, tap
 from editkit.errors import UsageError, suggestion
 from editkit.types import Condition, EditRequest, Prediction
 
-Tap = Callable[[Tensor], Tensor | None]
 Finish = Callable[[Sequence[Tensor]], list[Prediction]]
 
 
@@ -91,11 +90,8 @@ class Backbone(nn.Module, ABC):
         places = self.places()
         if place not in places:
             raise UsageError(f"no place {place!r} in this backbone.{suggestion(place, places)} It has: {', '.join(places)}")
-        hook = places[place].register_forward_hook(lambda module, args, output: _tapped(fn, output))
-        try:
+        with tap(places[place], fn):
             yield
-        finally:
-            hook.remove()
 
     def digest(self) -> str:
         """Return a hash of the weights and of the noise schedule, 16 hex digits."""
@@ -105,11 +101,3 @@ class Backbone(nn.Module, ABC):
             sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         sha.update(self.schedule.table.cpu().numpy().tobytes())
         return sha.hexdigest()[:16]
-
-
-def _tapped(fn: Tap, output: Any) -> Any:
-    whole = isinstance(output, Tensor)
-    replaced = fn(output if whole else output[0])
-    if replaced is None:
-        return None
-    return replaced if whole else (replaced, *output[1:])

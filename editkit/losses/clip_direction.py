@@ -62,4 +62,9 @@ class DirectionalClip(nn.Module):
 
     def log(self, images: Tensor, source_features: Tensor) -> Tensor:
         """Return -log((1 + cos(dI, dT)) / 2) per image, (B,): ln 2 for an unmoved one, 0 when aligned, unbounded when opposed."""
-        return -torch.log(((1 + self.cosine(images, source_features)) / 2).clamp_min(GUARD))
+        return log_distance(self.cosine(images, source_features))
+
+
+def log_distance(cosine: Tensor) -> Tensor:
+    """Return -log((1 + cosine) / 2), guarded where the cosine is -1."""
+    return -torch.log(((1 + cosine) / 2).clamp_min(GUARD))

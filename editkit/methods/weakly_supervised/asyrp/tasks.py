@@ -1,0 +1,195 @@
+"""Steps of Asyrp that are not training: calibration, strips and grids of strengths, the mean shift."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from editkit.backbones.assets import resolve
+from editkit.backbones.base import Backbone
+from editkit.engine.invert import DDIM
+from editkit.engine.schedule import Schedule
+from editkit.errors import UserError
+from editkit.losses.perceptual import Perceptual
+from editkit.methods.weakly_supervised.asyrp.editor import AsyrpEditor, device_of
+from editkit.methods.weakly_supervised.asyrp.process import Tables
+from editkit.training.artefact import Artefact
+from editkit.training.grid import save_grid
+from editkit.training.method import slug
+from editkit.types import Condition, EditRequest, Levels, Prediction
+
+if TYPE_CHECKING:
+    from editkit.methods.weakly_supervised.asyrp.method import Asyrp
+
+BATCH = 16  # images at once
+SHOWN = 8  # images of a strip or grid
+
+
+def calibrate(method: Asyrp, data: Any) -> dict[str, Any]:
+    """Measure the tables on training images, write run_dir/calibration.json, and say which times they give.
+
+    Raises:
+        UserError: the recipe names no perceptual network.
+    """
+    if method.make_perceptual is None:
+        raise UserError("calibration needs a feature network: set method.perceptual in the recipe")
+    perceptual = Perceptual(method.make_perceptual().to(device_of(method.backbone)))
+    images = [request.image.to(device_of(method.backbone)) for request in requests_of(data.train_dataset(), method.task_images)]
+    batches = [torch.stack(images[k : k + BATCH]) for k in range(0, len(images), BATCH)]
+    tables = measure(method.backbone, perceptual, batches, method.backbone.schedule.levels(method.n_inv))
+    path = tables.write(method.run_dir / "calibration.json")
+    cosine = method.compare_texts()
+    figures = {"file": str(path), "images": len(images), "text_cosine": round(cosine, 4)}
+    for name, time in (
+        ("t_edit", lambda: tables.t_edit(cosine, method.edit_threshold)),
+        ("t_boost", lambda: tables.t_boost(method.boost_threshold)),
+    ):
+        try:
+            figures[name] = time()
+        except UserError as error:
+            figures[name] = f"none: {error}"
+    return figures
+
+
+def strip(method: Asyrp, data: Any) -> dict[str, Any]:
+    """Write run_dir/strip.png: validation images by row, strengths by column, all attributes at the same strength."""
+    editor = _editor(method)
+    row = torch.linspace(*_range(method))
+    edits = editor.sweep(requests_of(data.validation_dataset(), SHOWN), row[:, None].expand(-1, len(editor.attributes)))
+    return {"file": str(save_grid(edits, method.run_dir / "strip.png")), "strengths": [round(s, 3) for s in row.tolist()]}
+
+
+def grid(method: Asyrp, data: Any) -> dict[str, Any]:
+    """Write run_dir/grid-KEY.png for a few validation images: one attribute's strength by row, the other's by column.
+
+    Raises:
+        UserError: not two attributes.
+    """
+    editor = _editor(method)
+    if len(editor.attributes) != 2:
+        raise UserError(f"a grid takes two trained files, method.attributes=[A,B]; got {len(editor.attributes)}")
+    side = torch.linspace(*_range(method))
+    pairs = torch.cartesian_prod(side, side)
+    requests = requests_of(data.validation_dataset(), 2)
+    edits = editor.sweep(requests, pairs).unflatten(1, (len(side), len(side)))
+    files = [
+        save_grid(one, method.run_dir / f"grid-{slug(request.key)}.png") for request, one in zip(requests, edits, strict=True)
+    ]
+    rows, columns = (attribute.name for attribute in editor.attributes)
+    return {"files": ", ".join(map(str, files)), "rows": rows, "columns": columns}
+
+
+def mean_delta(method: Asyrp, data: Any) -> dict[str, Any]:
+    """Write each trained file's mean shift per time and its global shift, averaged over training images, to run_dir/export."""
+    requests = requests_of(data.train_dataset(), method.task_images)
+    batches = [requests[k : k + BATCH] for k in range(0, len(requests), BATCH)]
+    files = []
+    for artefact in trained(method):
+        for mean in mean_shifts(method.editor([artefact]), artefact, batches):
+            files.append(mean.save(method.run_dir / "export" / f"{slug(mean.name)}.safetensors"))
+    return {"files": ", ".join(map(str, files)), "images": len(requests)}
+
+
+class _Watch:
+    """A denoiser that measures every query on the way."""
+
+    def __init__(self, backbone: Backbone, distance: Callable[[Tensor], Tensor]) -> None:
+        self.backbone, self.distance = backbone, distance
+        self.rows: dict[float, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.backbone.schedule
+
+    @property
+    def parameterization(self) -> str:
+        return self.backbone.parameterization
+
+    def __call__(self, x: Tensor, t: float | Tensor, cond: Condition | None = None) -> Prediction:
+        pred = self.backbone(x, t, cond)
+        self.rows[float(t)] = (self.distance(pred.x0).cpu(), self.distance(x).cpu())
+        return pred
+
+
+@torch.no_grad()
+def measure(backbone: Backbone, perceptual: Any, batches: Sequence[Tensor], levels: Levels) -> Tables:
+    """Measure the tables; each estimate is kept at its own time.
+
+    Args:
+        perceptual: a `Perceptual` loss; states are not clamped.
+        batches: images in [-1, 1], (B, 3, H, W) each.
+        levels: the inversion's.
+    """
+    rows: dict[float, list[tuple[Tensor, Tensor]]] = {}
+    for images in batches:
+        reference = perceptual.features(images)
+        watch = _Watch(backbone, lambda x, reference=reference: perceptual(x, reference))
+        top = DDIM(query="source").invert(watch, images, levels).x
+        watch(top, levels.times[-1])
+        for t, row in watch.rows.items():
+            rows.setdefault(t, []).append(row)
+    means = {t: [torch.cat(column).double().mean().item() for column in zip(*found, strict=True)] for t, found in rows.items()}
+    curves = [tuple((t, means[t][which]) for t in sorted(means)) for which in (0, 1)]
+    return Tables(*curves, backbone=backbone.digest())
+
+
+def mean_shifts(editor: AsyrpEditor, artefact: Artefact, batches: Sequence[Sequence[EditRequest]]) -> list[Artefact]:
+    """Return the mean shift per time over these requests, and the one over all times too, as artefacts.
+
+    Args:
+        artefact: what the editor's only attribute was loaded from.
+        batches: the requests to average over, in batches.
+    """
+    (attribute,) = editor.attributes
+    sums: dict[float, Tensor] = {}
+
+    def recorded(h: Tensor, temb: Tensor, t: float) -> Tensor:
+        shift = attribute.delta(h, temb, t)
+        sums[t] = sums.get(t, 0) + shift.double().sum(0).cpu()
+        return shift
+
+    watched = AsyrpEditor(editor.backbone, [replace(attribute, delta=recorded)], n_inv=editor.n_inv, n_test=editor.n_test)
+    watched.cache, watched.measure = editor.cache, False
+    for requests in batches:
+        watched.edit(requests)
+    times = sorted(sums)
+    mean = torch.stack([sums[t] for t in times]).float() / sum(len(requests) for requests in batches)
+    middle = times[len(times) // 2]
+    kinds = {"mean": (mean, times), "global": (mean.mean(0, keepdim=True), [middle])}
+    return [
+        Artefact(f"{artefact.name} ({kind})", {"values": values}, artefact.strength, {**artefact.card, "kind": kind, "times": at})
+        for kind, (values, at) in kinds.items()
+    ]
+
+
+def trained(method: Asyrp) -> list[Artefact]:
+    """Return the files of method.attributes, or else those that this run exported.
+
+    Raises:
+        UserError: there are none.
+    """
+    paths = [resolve(path) for path in method.attribute_paths] or sorted((method.run_dir / "export").glob("*.safetensors"))
+    if not paths:
+        raise UserError(f"nothing trained in {method.run_dir / 'export'}: give trained files as method.attributes=[FILE]")
+    return [Artefact.load(path) for path in paths]
+
+
+def requests_of(dataset: Any, count: int) -> list[EditRequest]:
+    """Return requests for the first images of a data set."""
+    items = [dataset[k] for k in range(min(count, len(dataset)))]
+    return [EditRequest(key=item["key"], image=item["image"]) for item in items]
+
+
+def _editor(method: Asyrp) -> AsyrpEditor:
+    editor = method.editor(trained(method))
+    editor.measure = False
+    return editor
+
+
+def _range(method: Asyrp) -> tuple[float, float, int]:
+    low, high, count = method.strengths
+    return float(low), float(high), int(count)
