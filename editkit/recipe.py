@@ -65,7 +65,7 @@ def compose(
         chosen = [text for text, item in zip(texts, items, strict=True) if _is_choice(item, folders)]
         cfg = _compose(chosen, folders)
         if len(chosen) < len(texts):
-            plain = OmegaConf.to_container(cfg)
+            plain: Any = OmegaConf.to_container(cfg)
             for item in items:
                 if not _is_choice(item, folders):
                     check_override(

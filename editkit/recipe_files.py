@@ -32,7 +32,8 @@ class Card:
     Attributes:
         recipe: what to type after `recipe=`.
         family: `weak`, `self` or `full`: how much supervision the method needs.
-        needs: inputs of an edit, named like their options.
+        needs: inputs that an edit must have, named like their options.
+        takes: inputs that it may have.
         rest: all other entries.
     """
 
@@ -44,6 +45,7 @@ class Card:
     licence: str = ""
     weights: str = ""
     needs: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
     rest: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -61,7 +63,8 @@ def card_of(name: str, path: Path) -> Card:
     except yaml.YAMLError as error:
         raise RecipeError(f"cannot read {path}: {one_line(error)}") from error
     texts = {key: str(entries.pop(key, None) or "") for key in ("title", "family", "summary", "paper", "licence", "weights")}
-    return Card(recipe=name, needs=tuple(entries.pop("needs", None) or ()), rest=entries, **texts)
+    inputs = {key: tuple(entries.pop(key, None) or ()) for key in ("needs", "takes")}
+    return Card(recipe=name, rest=entries, **texts, **inputs)
 
 
 def recipe_file(name: str, folders: Sequence[Path | str] = ()) -> Path:

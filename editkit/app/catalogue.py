@@ -66,5 +66,9 @@ def update_file(path: Path | str) -> None:
 
 def _row(card: Card, has_paper: bool) -> tuple[str, ...]:
     recipes = ", ".join([card.recipe, f"paper/{card.recipe}"] if has_paper else [card.recipe])
-    inputs = " ".join(f"--{name.replace('_', '-')}" for name in card.needs)
+    inputs = " ".join([*map(_option, card.needs), *(f"[{_option(name)}]" for name in card.takes)])
     return (card.title or card.recipe, card.summary, FAMILIES.get(card.family, card.family), inputs, recipes, card.paper)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -13,6 +13,8 @@ import typer
 from editkit.cli import cp, data, doctor, edit, evaluate, invert, methods, sample, show, task, train
 from editkit.errors import UsageError, UserError
 
+INTERRUPTED = 130  # what typer makes of Ctrl-C
+
 app = typer.Typer(
     name="editkit",
     help="Train, run and measure diffusion image-editing methods.",
@@ -29,9 +31,7 @@ app.add_typer(data.app, name="data")
 def root(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
     """Train, run and measure diffusion image-editing methods."""
     if version:
-        from importlib.metadata import version as installed
-
-        typer.echo(f"editkit {installed('editkit')}")
+        typer.echo(f"editkit {_version()}")
         raise typer.Exit
 
 
@@ -43,13 +43,14 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; a mistake of the user is one line on stderr."""
     try:
-        return int(app(arguments, prog_name="editkit", standalone_mode=False) or 0)
+        code = int(app(arguments, prog_name="editkit", standalone_mode=False) or 0)
+        return code if code != INTERRUPTED else _refuse("interrupted; the same command again continues", code)
     except UserError as error:
         return _refuse(str(error), error.exit_code)
     except typer.TyperException as error:
         return _refuse(_with_help(error), getattr(error, "exit_code", UsageError.exit_code))
-    except (typer.Abort, KeyboardInterrupt):
-        return _refuse("interrupted; the same command again continues", 130)
+    except typer.Abort:
+        return _refuse("stopped", 1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads the output any more
         return 1
@@ -66,3 +67,12 @@ def _refuse(message: str, code: int) -> int:
 def _with_help(error: typer.TyperException) -> str:
     message, context = error.format_message(), getattr(error, "ctx", None)
     return f"{message.rstrip('.')}; see {context.command_path} --help" if message and context else message
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("editkit")
+    except PackageNotFoundError:
+        return "from a checkout that is not installed"
