@@ -71,14 +71,14 @@ class Session(Callback):
         snapshot = checkpoint.load(path)
         self.method.load_trained(snapshot.weights)
         self.stepper.load_state_dict(snapshot.state["stepper"])
-        states = snapshot.state["random"]
-        if len(states) == trainer.world_size:
-            set_rng_state(states[trainer.global_rank])
+        processes = snapshot.state["processes"]
+        if len(processes) == trainer.world_size:
+            own = processes[trainer.global_rank]
+            set_rng_state(own["random"])
+            self.stepper.meter.load_state_dict(own["meter"])
         else:
-            warnings.warn(
-                f"{path} was saved by {len(states)} processes, not {trainer.world_size}: the noise from here on is another",
-                stacklevel=2,
-            )
+            saved = f"{path} was saved by {len(processes)} processes, not {trainer.world_size}"
+            warnings.warn(f"{saved}: the noise from here on is another", stacklevel=2)
             seed_all(derive(self.seed, "train", trainer.global_rank, self.stepper.steps))
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -148,12 +148,13 @@ class Session(Callback):
             save_grid(images, self.run.samples / f"step-{self.stepper.steps:08d}.png")
 
     def _save(self, trainer: lightning.Trainer, *, last: bool) -> None:
-        states: list[Any] = [rng_state()]
+        own = {"random": rng_state(), "meter": self.stepper.meter.state_dict()}
+        processes: list[Any] = [own]
         if trainer.world_size > 1:
-            states = [None] * trainer.world_size
-            torch.distributed.all_gather_object(states, rng_state())
+            processes = [None] * trainer.world_size
+            torch.distributed.all_gather_object(processes, own)
         if trainer.is_global_zero:
-            state = {"config": self.config, "stepper": self.stepper.state_dict(), "random": states}
+            state = {"config": self.config, "stepper": self.stepper.state_dict(), "processes": processes}
             try:
                 checkpoint.save(self.run.checkpoints, self.stepper.steps, self.method.trained_state(), state, keep=self.plan.keep)
             except checkpoint.CheckpointNotWritten as error:
@@ -162,8 +163,12 @@ class Session(Callback):
                 warnings.warn(str(error), stacklevel=2)
         self.saved_at = time.monotonic()
 
-    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Give the signals and the terminal back, however training ended."""
-        self.flag.remove()
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Give the signals and the terminal back."""
+        self.flag.remove()  # before Lightning puts back those that it found itself
         if self.display is not None:
             self.display.close()
+
+    def on_exception(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException) -> None:
+        """Do the same after an error."""
+        self.on_train_end(trainer, pl_module)

@@ -172,3 +172,11 @@ class Meter:
         means = reduce(torch.tensor([float(self.sums[name]) / self.counts[name] for name in names], dtype=torch.float64))
         self.sums, self.counts = {}, {}
         return dict(zip(names, means.tolist(), strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was added since the last reading, so that a resumed run logs the same means."""
+        return {"sums": {name: float(total) for name, total in self.sums.items()}, "counts": dict(self.counts)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict`."""
+        self.sums, self.counts = dict(state["sums"]), dict(state["counts"])
