@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from editkit.app.options import RecipeOptions, option
-from editkit.errors import UserError
+from editkit.errors import UsageError, UserError
 
 if TYPE_CHECKING:
     from editkit.data.listing import Entry, Listing
@@ -103,6 +103,7 @@ def preview(options: PreviewOptions) -> Path:
     """Write a sheet of the first items that a recipe's training reads, in its order and with its augmentation.
 
     Raises:
+        UsageError: fewer than one item.
         RecipeError: what `compose` says.
         UserError: the data cannot be read or the picture not be written.
     """
@@ -111,11 +112,11 @@ def preview(options: PreviewOptions) -> Path:
     from editkit.recipe import build, compose
     from editkit.training.order import Order, Positioned
 
+    if options.images < 1:
+        raise UsageError(f"--images is {options.images}: show at least 1")
     prompts = {"prompt": options.prompt, "source_prompt": options.source_prompt}
     cfg = compose(options.recipe_overrides(), prompts=prompts, conf_dirs=options.conf)
     dataset: Any = build(cfg, "data").train_dataset()
-    if options.images < 1:
-        raise UserError(f"--images is {options.images}: show at least 1")
     order = Order(len(dataset), batch_size=min(options.images, len(dataset)), seed=cfg.seed)
     read = Positioned(dataset, cfg.seed)
     picture = sheet([read[at] for at in next(iter(order))])

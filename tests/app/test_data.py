@@ -13,6 +13,8 @@ from editkit.app.data import PreviewOptions, check_data, needed, preview
 from editkit.app.sheet import sheet
 from editkit.cli import run
 from editkit.data.files import provenance
+from editkit.data.toyworld.world import sample_at
+from editkit.training.order import Order
 
 RECIPE = """# @package _global_
 card:
@@ -96,6 +98,7 @@ def test_every_bad_file_has_its_line(photos, capsys):
         (["render", "--domain", "fases", "-o", "{}/out"], 2, "Did you mean 'faces'"),
         (["render", "-n", "0", "-o", "{}/out"], 2, "equal to 1"),
         (["preview", "data=folder", "data.root={}/nowhere", "-o", "{}/p.png"], 1, "there is no folder"),
+        (["preview", "--images", "0", "-o", "{}/p.png"], 2, "at least 1"),
         (["preview", "data=fases", "-o", "{}/p.png"], 2, "fases"),
     ],
 )
@@ -121,6 +124,9 @@ def test_preview_shows_the_first_items_of_training(tmp_path):
     first = out.read_bytes()
     assert provenance(out)["items"] == 5 and Image.open(out).width > 300
     assert preview(options) == out and out.read_bytes() == first
+    shown = np.asarray(Image.open(out))[8:168:10, 8:168:10]  # the first panel, enlarged ten times
+    _, index = next(iter(Order(5, batch_size=4, seed=0)))[0]
+    assert np.array_equal(shown, sample_at("train", index, 16).image)
     other = PreviewOptions(overrides=["data.train=5", "data.size=16", "seed=1"], images=4, output=out)
     preview(other)
     assert out.read_bytes() != first
