@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from editkit.backbones.base import Backbone
 from editkit.errors import UsageError, UserError, suggestion
 from editkit.training.artefact import Artefact, read_card
+
+if TYPE_CHECKING:
+    from editkit.backbones.base import Backbone
 
 PICKLES = frozenset({".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".tar"})
 

@@ -7,7 +7,6 @@ without suffix, or one file for all. Its `metadata.jsonl` may add inputs per pic
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -127,34 +126,30 @@ def _folder_plan(options: EditOptions, source: Path, name: str, wants: Collectio
     typed = _given_files(options)
     # Earlier results and folders that were given as another input hold no pictures to edit.
     skip = [folder.resolve() for folder in (output, *(path for paths in typed.values() for path in paths)) if folder.is_dir()]
-    found = [entry for entry in _entries(source) if not any(entry.image.resolve().is_relative_to(folder) for folder in skip)]
-    if not found:
+    found = listing(source)
+    entries = [entry for entry in found.entries if not _below(entry.image, skip)]
+    bad = {key: reason for key, reason in found.bad if not _below(source / key, skip)}
+    if not entries and not bad:
         raise UserError(f"there are no pictures in {source} apart from masks, references and earlier results")
-    images = source / "images" if (source / "images").is_dir() else source
-    relatives = {
-        entry.key: Path(os.path.relpath(entry.image, images if entry.image.is_relative_to(images) else source)) for entry in found
-    }
-    stems = Counter(relative.with_suffix("") for relative in relatives.values())
-    jobs, broken = [], {}
-    for entry in found:
-        relative = relatives[entry.key]
+    images = "images/" if (source / "images").is_dir() else ""
+    stems = Counter(Path(key).with_suffix("") for key in (*bad, *(entry.key for entry in entries)))
+    jobs, broken = [], {key.removeprefix(images): reason for key, reason in bad.items()}
+    for entry in entries:
+        relative = Path(entry.key.removeprefix(images))
         # Two pictures of one stem (a.jpg, a.png) keep their suffix in the name.
-        target = relative.with_suffix(".png") if stems[relative.with_suffix("")] == 1 else Path(f"{relative}.png")
+        target = relative.with_suffix(".png") if stems[Path(entry.key).with_suffix("")] == 1 else Path(f"{relative}.png")
         try:
             own = {field: tuple(_paired(path, relative) for path in paths) for field, paths in typed.items()}
             row_files, row_texts = _row_inputs(source, entry.line)
-            texts = _texts(options) | row_texts
-            jobs.append(
-                Job(relative.as_posix(), entry.image, _companions(entry, wants) | own | row_files, texts, inside(output, target))
-            )
+            files = _companions(entry, wants) | own | row_files
+            jobs.append(Job(relative.as_posix(), entry.image, files, _texts(options) | row_texts, inside(output, target)))
         except UserError as error:
             broken[relative.as_posix()] = str(error)
     return Plan(jobs, output, broken)
 
 
-def _entries(source: Path) -> Sequence[Entry]:
-    """Return the pictures of a folder; whether they can be read shows when their turn comes."""
-    return listing(source, check=lambda path: None).entries
+def _below(path: Path, folders: Sequence[Path]) -> bool:
+    return any(path.resolve().is_relative_to(folder) for folder in folders)
 
 
 def _companions(entry: Entry, wants: Collection[str]) -> dict[str, tuple[Path, ...]]:

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 from editkit.app.artefacts import Weights, check_backbone, choose
 from editkit.app.device import device_of, dtype_of
 from editkit.app.options import RecipeOptions
-from editkit.backbones.base import Backbone
 from editkit.errors import UsageError, UserError
 from editkit.recipe import build, choices, compose
 from editkit.training.editor import Editor
-from editkit.training.method import Method
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from editkit.backbones.base import Backbone
+    from editkit.training.method import Method
 
 
 @dataclass(frozen=True)

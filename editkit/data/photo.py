@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import threading
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,8 @@ _SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF", b"II*\x00", b"MM\
 _DEEP_GREY = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 # What Pillow's decoders raise for a damaged file; each of them documents only OSError.
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError, TypeError)
+
+_FILTERS = threading.Lock()
 
 Box = tuple[int, int, int, int]
 
@@ -163,8 +166,9 @@ def _bytes(path: Path) -> bytes:
 
 def _decoded(data: bytes, path: Path, first_frame: bool) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's size warning starts below our limit, which is an error
+        # Pillow's size warning starts below our limit, which is an error. Filters belong to the process: one thread at a time.
+        with _FILTERS, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         millions = MAX_PIXELS // 10**6
