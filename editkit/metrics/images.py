@@ -49,9 +49,9 @@ def psnr(images: Tensor, truth: Tensor, region: Tensor | None = None) -> Tensor:
         images, truth: (B, 3, H, W) in [-1, 1].
         region: mask (B, 1, H, W) to average over; None is the whole frame.
     """
-    squared = ((images.double() - truth.double()) / 2).square().mean(1, keepdim=True)
+    squared = ((images.float() - truth.float()) / 2).square().mean(1, keepdim=True)
     error = _over(squared, region)
-    return (-10 * error.clamp_min(10 ** (-PSNR_CAP / 10)).log10()).float()
+    return -10 * error.clamp_min(10 ** (-PSNR_CAP / 10)).log10()
 
 
 def ssim(images: Tensor, truth: Tensor, region: Tensor | None = None) -> Tensor:
@@ -60,7 +60,7 @@ def ssim(images: Tensor, truth: Tensor, region: Tensor | None = None) -> Tensor:
     Its map is made from whole pictures and then averaged over the region, so windows look a little beyond its border.
     """
     similarity = ssim_map((images.float() + 1) / 2, (truth.float() + 1) / 2, window_size=11, max_val=1.0)
-    return _over(similarity.mean(1, keepdim=True).double(), region).float()
+    return _over(similarity.mean(1, keepdim=True), region)
 
 
 def perceptual(

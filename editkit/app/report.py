@@ -1,0 +1,135 @@
+"""An evaluation as one HTML file that needs nothing else: pictures inside, plots as SVG, before/after sliders."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from torch import Tensor
+
+from editkit.app.judges import FIGURES
+from editkit.app.tables import NOTE, amount, headings, number, rows
+from editkit.data.fit import to_pil
+
+TEMPLATE = "report.html"
+PLOT_WIDTH, PLOT_HEIGHT, LEFT, BOTTOM, TOP = 640, 280, 56, 40, 12
+
+
+@dataclass(frozen=True)
+class Example:
+    """One face in the gallery of a report.
+
+    Attributes:
+        title: which face it is.
+        images: pictures (3, H, W) in [-1, 1] by what they are; `before` and `after` share a slider.
+        figures: figures of the edited picture, by the names of `FIGURES`.
+    """
+
+    title: str
+    images: Mapping[str, Tensor]
+    figures: Mapping[str, float]
+
+
+def report(results: Mapping[str, Any], examples: Mapping[str, Sequence[Example]]) -> str:
+    """Return the page.
+
+    Args:
+        results: what metrics.json holds.
+        examples: the gallery of each edit.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"data": data_uri, "amount": amount}
+    environment.globals |= {"number": number, "figures": FIGURES, "note": NOTE}
+    template = environment.from_string(resources.files("editkit.app").joinpath(TEMPLATE).read_text(encoding="utf-8"))
+    names = _methods(results)
+    return template.render(
+        results=results,
+        examples=examples,
+        headings=headings(),
+        rows=list(rows(results)),
+        methods=names,
+        bars=bars(results, names),
+        points=points(results, names),
+        plot={"width": PLOT_WIDTH, "height": PLOT_HEIGHT, "left": LEFT, "bottom": PLOT_HEIGHT - BOTTOM, "top": TOP},
+        factors=_factors(results),
+    )
+
+
+def data_uri(image: Tensor) -> str:
+    """Return an image (3, H, W) in [-1, 1] as a PNG inside a URI."""
+    buffer = io.BytesIO()
+    to_pil(image).save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def bars(results: Mapping[str, Any], methods: Sequence[str]) -> dict[str, Any]:
+    """Return the score of every method for every edit as bars with whiskers, in pixels of the plot."""
+    edits = list(results["edits"])
+    group = (PLOT_WIDTH - LEFT) / max(len(edits), 1)
+    width = min(34.0, group * 0.8 / max(len(methods), 1))
+    found = []
+    for place, edit in enumerate(edits):
+        middle = LEFT + group * (place + 0.5)
+        present = [name for name in methods if name in results["edits"][edit]["methods"]]
+        for rank, name in enumerate(present):
+            interval = results["edits"][edit]["methods"][name]["variants"]["raw"]["score_interval"]
+            x = middle + (rank - len(present) / 2) * width
+            label = f"{edit}, {name}: score {number('score', interval['mean'])}"
+            height = _y(0) - _y(interval["mean"])
+            whisker = (_y(interval["high"]), _y(interval["low"]))
+            colour = methods.index(name)
+            found.append({"x": x, "y": _y(interval["mean"]), "width": width - 2, "height": height, "whisker": whisker})
+            found[-1] |= {"colour": colour, "label": label, "text": number("score", interval["mean"])}
+    ticks = [{"y": _y(value / 5), "text": f"{value / 5:.1f}"} for value in range(6)]
+    names = [{"x": LEFT + group * (place + 0.5), "text": edit} for place, edit in enumerate(edits)]
+    return {"bars": found, "ticks": ticks, "names": names}
+
+
+def points(results: Mapping[str, Any], methods: Sequence[str]) -> dict[str, Any]:
+    """Return success against preservation, one point a method and edit, in pixels of the plot."""
+    pairs = []
+    for edit, entry in results["edits"].items():
+        for name, method in entry["methods"].items():
+            figures = method["variants"]["raw"]["figures"]
+            pairs.append((edit, name, figures["success"]["mean"], figures["preservation"]["mean"]))
+    floor = math.floor(10 * min([0.8, *(kept for *_, kept in pairs)])) / 10
+
+    def height(kept: float) -> float:
+        return _y((kept - floor) / (1 - floor))
+
+    def across(success: float) -> float:
+        return LEFT + 20 + success * (PLOT_WIDTH - LEFT - 60)
+
+    found = []
+    for edit, name, success, kept in pairs:
+        label = f"{edit}, {name}: success {number('success', success)}, preservation {number('preservation', kept)}"
+        found.append({"x": across(success), "y": height(kept), "colour": methods.index(name), "label": label, "edit": edit})
+    steps = [floor + (1 - floor) * k / 4 for k in range(5)]
+    return {
+        "points": found,
+        "ticks": [{"y": height(value), "text": f"{value:.2f}"} for value in steps],
+        "names": [{"x": across(k / 5), "text": f"{k / 5:.1f}"} for k in range(6)],
+    }
+
+
+def _y(share: float) -> float:
+    return PLOT_HEIGHT - BOTTOM - share * (PLOT_HEIGHT - BOTTOM - TOP)
+
+
+def _methods(results: Mapping[str, Any]) -> list[str]:
+    """Return all methods, the evaluated one first: their order decides their colours."""
+    found = {name: None for entry in results["edits"].values() for name in entry["methods"]}
+    return sorted(found, key=lambda name: name != results["method"])
+
+
+def _factors(results: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return for each edit the factors that are charged, in the oracle's order."""
+    return {
+        edit: list(entry["methods"][results["method"]]["variants"]["raw"]["kept"]) for edit, entry in results["edits"].items()
+    }

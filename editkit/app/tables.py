@@ -1,0 +1,94 @@
+"""The figures of an evaluation as a table: for the terminal, and as Markdown between two marks of a README."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from editkit.app.judges import FIGURES
+from editkit.errors import UserError
+
+SHOWN = ("success", "preservation", "score", "psnr_inside", "psnr_outside", "clip_direction", "identity")
+UNDEFINED = "-"
+NOTE = "Bold: above every baseline (the paired bootstrap 95 % interval of the difference excludes 0)."
+
+
+def number(name: str, value: float | None) -> str:
+    """Return a figure of `FIGURES` with its decimals; "-" where it is undefined."""
+    return UNDEFINED if value is None or math.isnan(value) else f"{value:.{FIGURES[name].digits}f}"
+
+
+def amount(value: float | None, digits: int = 0) -> str:
+    """Return seconds or counts; "-" where there are none, two digits for small ones."""
+    if value is None:
+        return UNDEFINED
+    return f"{value:.{max(digits, 0 if value >= 10 or value == round(value) else 2)}f}"
+
+
+def headings() -> list[str]:
+    """Return the headings of `rows`."""
+    labels = [f"{FIGURES[name].label} {FIGURES[name].unit}".strip() for name in SHOWN]
+    return ["edit", "method", *labels, "s/edit", "calls/edit", "training s"]
+
+
+def rows(results: Mapping[str, Any]) -> Iterator[tuple[list[str], bool]]:
+    """Yield the cells of each line and whether its method is above every baseline on the score."""
+    for edit, found in results["edits"].items():
+        for method, entry in found["methods"].items():
+            cost = [amount(entry["seconds"]), amount(entry["calls"]), amount(entry["training_seconds"])]
+            above = method == results["method"] and all(other["score"]["above"] for other in found["differences"].values())
+            above = above and bool(found["differences"])
+            for variant, measured in entry["variants"].items():
+                name = method if variant == "raw" else f"{method} ({variant})"
+                figures = [number(figure, measured["figures"][figure]["mean"]) for figure in SHOWN]
+                yield [edit, name, *figures, *cost], above and variant == "raw"
+
+
+def terminal_table(results: Mapping[str, Any]) -> Table:
+    """Return a rich table; lines of a method that is above every baseline are bold."""
+    title = f"{results['method']} on {results['images']} {results['split']} faces"
+    table = Table(title=title, caption=NOTE, caption_justify="left")
+    for index, heading in enumerate(headings()):
+        table.add_column(heading, justify="left" if index < 2 else "right", no_wrap=index == 1)
+    last = ""
+    for cells, above in rows(results):
+        if last and cells[0] != last:
+            table.add_section()
+        shown = "" if cells[0] == last else cells[0]
+        last = cells[0]
+        table.add_row(shown, *cells[1:], style="bold" if above else "")
+    return table
+
+
+def markdown_table(results: Mapping[str, Any]) -> str:
+    """Return the same table as Markdown, with a note on what was measured."""
+    lines = ["| " + " | ".join(headings()) + " |", "|---|---|" + "---:|" * (len(headings()) - 2)]
+    for cells, above in rows(results):
+        if above:
+            cells[1], cells[4] = f"**{cells[1]}**", f"**{cells[4]}**"
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(
+        [*lines, "", f"{results['images']} faces of the {results['split']} split, seed {results['seed']}. {NOTE}", ""]
+    )
+
+
+def insert(path: Path, mark: str, text: str) -> None:
+    """Replace what stands between `<!-- mark -->` and `<!-- /mark -->` in a file.
+
+    Raises:
+        UserError: no such file, or not both marks in it.
+    """
+    first, last = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+    try:
+        content = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    head, opened, rest = content.partition(first)
+    _, closed, tail = rest.partition(last)
+    if not opened or not closed:
+        raise UserError(f"{path} has no lines {first} and {last} to put the table between: add them where it should stand")
+    path.write_text(f"{head}{first}\n{text.strip()}\n{last}{tail}", encoding="utf-8")

@@ -1,0 +1,79 @@
+"""The files of an evaluation: figures, rows per image, a table, sheets of pictures and the report."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from editkit.app.grid import save_grid
+from editkit.app.judges import FIGURES
+from editkit.app.report import Example, report
+from editkit.app.tables import markdown_table
+from editkit.app.trial import Trial
+from editkit.errors import UserError
+
+SHOWN = 12  # faces in sheets and in the report
+
+
+def write(output: Path, results: Mapping[str, Any], trials: Sequence[Trial]) -> list[Path]:
+    """Write all files of an evaluation and return their paths.
+
+    Raises:
+        UserError: one cannot be written.
+    """
+    texts = {
+        "metrics.json": json.dumps(results, indent=1, allow_nan=False) + "\n",
+        "table.md": markdown_table(results),
+        "report.html": report(results, {trial.cases.edit.name: examples(trial) for trial in trials}),
+    }
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            (output / name).write_text(text, encoding="utf-8")
+        with open(output / "images.csv", "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(_lines(trials))
+    except OSError as error:
+        raise UserError(f"cannot write to {output}: {error.strerror or error}") from error
+    paths = [output / name for name in (*texts, "images.csv")]
+    for trial in trials:
+        rows = dict(_rows(trial))
+        sheet = output / f"sheet-{trial.cases.edit.name.replace(' ', '-')}.png"
+        paths.append(save_grid(sheet, list(rows.values()), labels=list(rows)))
+    return paths
+
+
+def examples(trial: Trial) -> list[Example]:
+    """Return the first faces of a trial for the gallery of the report."""
+    rows = dict(_rows(trial))
+    found = []
+    for i in range(min(SHOWN, len(trial.cases))):
+        others = {name: row[i] for name, row in rows.items() if name not in ("source", trial.method)}
+        images = {"before": rows["source"][i], "after": rows[trial.method][i], **others}
+        found.append(
+            Example(trial.cases.keys[i], images, {name: values[i].item() for name, values in trial.mine.figures.items()})
+        )
+    return found
+
+
+def _lines(trials: Sequence[Trial]) -> Iterator[list[Any]]:
+    yield ["edit", "method", "variant", "image", *FIGURES]
+    for trial in trials:
+        for name, kinds in trial.scores.items():
+            for kind, found in kinds.items():
+                for i, key in enumerate(trial.cases.keys):
+                    figures = [f"{found.figures[figure][i].item():.6g}" for figure in FIGURES]
+                    yield [trial.cases.edit.name, name, kind, key, *figures]
+
+
+def _rows(trial: Trial) -> Iterator[tuple[str, Tensor]]:
+    """Yield the rows of a sheet with their labels: the first faces, as they come."""
+    yield "source", trial.cases.images[:SHOWN]
+    for name in dict.fromkeys(("reconstruction", trial.method)):
+        if name in trial.outcomes:
+            yield name, trial.outcomes[name].variants["raw"][:SHOWN]
+    yield "truth", trial.cases.truth[:SHOWN]

@@ -1,0 +1,1 @@
+"""Editors that train nothing, to hold methods against."""

@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import csv
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from editkit.app import contest
+from editkit.app import evaluate as command
+from editkit.app.cases import make_cases, rendered, source_of
+from editkit.app.judges import FIGURES, score
+from editkit.app.loaded import Loaded
+from editkit.app.options import EvaluateOptions
+from editkit.app.tables import insert, markdown_table
+from editkit.app.trial import summary
+from editkit.data.toyworld.faces import held_out
+from editkit.data.toyworld.world import EDITS, face_at, find_edit
+from editkit.engine.cache import InversionCache
+from editkit.errors import UsageError, UserError
+from editkit.metrics.images import PSNR_CAP
+from editkit.training.editor import Editor
+from editkit.types import EditResult
+from tests.app import trials
+
+STANDARD = ("smiling", "angry", "old", "with glasses")
+
+
+# Cases
+
+
+@pytest.mark.parametrize("name", STANDARD)
+def test_every_face_of_the_split_takes_part_and_none_shows_the_target_yet(name):
+    edit = find_edit(name)
+    cases = make_cases(edit, "validation", 24)
+    assert len(cases) == 24 and all(edit.eligible(face) for face in cases.sources)
+    assert all(edit.done({**vars(face), "shown_hair": face.shown_hair}) for face in cases.answers)
+    assert 0 < sum(cases.changed) < 24
+    for i, (face, anew) in enumerate(zip(cases.sources, cases.changed, strict=True)):
+        assert (face == face_at("validation", i)) is not anew
+        different = {key for key, value in vars(face).items() if value != getattr(face_at("validation", i), key)}
+        assert different <= set(edit.changes), "only what is in the way may be drawn anew"
+
+
+def test_a_source_depends_on_its_index_alone():
+    few, many = make_cases(find_edit("angry"), "test", 8), make_cases(find_edit("angry"), "test", 16)
+    assert few.sources == many.sources[:8] and few.keys == many.keys[:8]
+
+
+def test_changed_sources_have_their_own_keys():
+    smiling, angry = (make_cases(find_edit(name), "test", 12) for name in ("smiling", "angry"))
+    for cases in (smiling, angry):
+        assert len(set(cases.keys)) == 12
+    shared = set(smiling.keys) & set(angry.keys)
+    same = {key: (smiling.images[smiling.keys.index(key)], angry.images[angry.keys.index(key)]) for key in shared}
+    assert same and all(torch.equal(a, b) for a, b in same.values())
+
+
+def test_every_edit_finds_sources():
+    for edit in EDITS.values():
+        for index in range(4):
+            face = source_of(edit, face_at("test", index), index)
+            assert edit.eligible(face) and not held_out(face)
+
+
+def test_the_region_is_where_source_and_truth_differ():
+    cases = make_cases(find_edit("with glasses"), "validation", 3)
+    outside = cases.region.expand_as(cases.images) == 0
+    assert torch.equal(cases.images[outside], cases.truth[outside])
+    assert 0.01 < cases.region.mean() < 0.2
+
+
+def test_an_input_that_toy_faces_lack_is_named():
+    cases = make_cases(find_edit("smiling"), "validation", 2)
+    with pytest.raises(UsageError, match="no instruction"):
+        cases.requests(("image", "instruction"))
+    masked = cases.requests(("image", "mask"))
+    assert all((request.mask >= region).all() for request, region in zip(masked, cases.region, strict=True))
+
+
+# Running and judging
+
+
+def test_the_truth_has_full_marks_and_what_is_undefined_is_counted():
+    held, seeing = trials.trial(wrong=0)
+    found = held.mine.figures
+    assert all((found[name] == 1).all() for name in ("success", "preservation", "score"))
+    assert all((found[name] == PSNR_CAP).all() for name in ("psnr", "psnr_inside", "psnr_outside"))
+    assert found["ssim"].tolist() == pytest.approx([1.0] * 6) and (found["perceptual"] == 0).all()
+    untouched = summary([held], seeing)["edits"]["smiling"]["methods"]["no-edit"]["variants"]["raw"]["figures"]
+    assert untouched["clip_direction"] == {"mean": None, "count": 0, "excluded": 6}
+    assert untouched["success"]["mean"] == 0 and untouched["preservation"]["mean"] == 1
+    assert untouched["psnr_outside"]["mean"] == PSNR_CAP and untouched["psnr_inside"]["mean"] < 30
+
+
+def test_an_edit_that_changes_something_else_is_charged_for_it():
+    held, seeing = trials.trial(wrong=0)
+    cases = held.cases
+    others = [trials.faces.edited(face, shirt="teal" if face.shirt != "teal" else "red") for face in cases.answers]
+    seeing.oracle.show(others)
+    found = score(seeing, cases, rendered(others))
+    assert (found.figures["success"] == 1).all() and (found.kept["shirt"] == 0).all()
+    assert (found.figures["preservation"] < 1).all() and (found.kept["skin"] == 1).all()
+    assert "expression" not in found.kept
+    assert (found.figures["psnr_outside"] < held.mine.figures["psnr_outside"]).all()
+
+
+def test_batches_cover_all_cases_in_order_and_calls_are_the_methods_own():
+    cases = make_cases(find_edit("smiling"), "validation", 6)
+    editor, ticks = trials.Told(cases), []
+    outcome = contest.run(editor, cases, batch_size=4, tick=lambda: ticks.append(1))
+    assert torch.equal(outcome.variants["raw"], cases.truth)
+    assert editor.batches == [4, 2] and len(ticks) == 2
+    assert outcome.calls == 79 and outcome.seconds > 0 and "pasted" not in outcome.variants
+
+
+def test_a_mask_gives_a_pasted_variant():
+    cases = make_cases(find_edit("smiling"), "validation", 2)
+    nowhere = {key: torch.zeros(1, 64, 64) for key in cases.keys}
+    outcome = contest.run(trials.Told(cases, masks=nowhere), cases, batch_size=4)
+    assert torch.equal(outcome.variants["pasted"], cases.images) and torch.equal(outcome.variants["raw"], cases.truth)
+
+
+def test_the_first_batch_is_timed_without_the_cache_and_the_others_use_it(tmp_path):
+    cases = make_cases(find_edit("smiling"), "validation", 6)
+    editor = trials.Told(cases)
+    editor.cache, editor.measure, seen = None, True, []
+    plain = editor.edit
+    editor.edit = lambda requests, state: (seen.append((editor.cache, editor.measure)), plain(requests, state))[1]
+    cache = InversionCache(tmp_path)
+    contest.run(editor, cases, batch_size=2, cache=cache)
+    assert seen == [(None, False), (cache, False), (cache, False)]
+
+
+def test_values_that_are_not_finite_stop_the_evaluation():
+    class Broken(Editor):
+        name = "broken"
+
+        def edit(self, requests, state):
+            return EditResult(torch.full((len(requests), 3, 64, 64), math.nan))
+
+    with pytest.raises(UserError, match="broken returned values that are not finite"):
+        contest.run(Broken(), make_cases(find_edit("smiling"), "validation", 2), batch_size=2)
+
+
+def test_the_bootstrap_decides_what_is_above():
+    held, seeing = trials.trial(wrong=1)
+    difference = summary([held], seeing)["edits"]["smiling"]["differences"]["no-edit"]
+    assert difference["score"]["above"] and difference["score"]["mean"] == pytest.approx(5 / 6)
+    none, seeing = trials.trial(wrong=6)
+    assert not summary([none], seeing)["edits"]["smiling"]["differences"]["no-edit"]["score"]["above"]
+
+
+def test_the_frechet_distance_is_to_other_faces():
+    held, seeing = trials.trial(wrong=0)
+    entry = summary([held], seeing)["edits"]["smiling"]
+    far = {name: method["variants"]["raw"]["frechet"] for name, method in entry["methods"].items()}
+    assert far["told"] == pytest.approx(entry["frechet_real"]) and entry["frechet_real"] > 0
+
+
+# The command
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
+    """Let `evaluate` find a method that looks up answers, without any weights on disk."""
+    seeing = trials.judges()
+
+    def load(cfg, name, *, prompt, **where):
+        cases = make_cases(find_edit(prompt), "validation", 6)
+        seeing.oracle.show([*cases.sources, *cases.answers])
+        wrong = cases.keys[:1] if name == "told" else cases.keys
+        return Loaded(name, trials.Told(cases, wrong=wrong), (64, 64), 4, provenance=trials.CARD)
+
+    monkeypatch.setattr(command, "compose_for", lambda options, verb: SimpleNamespace(method={"_target_": "a.b.told.Told"}))
+    monkeypatch.setattr(command, "compose", lambda overrides, conf_dirs: None)
+    monkeypatch.setattr(command, "load_editor", load)
+    monkeypatch.setattr(command, "load_judges", lambda device: seeing)
+
+
+def options(folder, **changes):
+    return EvaluateOptions(
+        **{"method": "told", "edits": ["smiling", "old"], "split": "validation", "images": 6, "output": folder} | changes
+    )
+
+
+def test_the_command_writes_figures_rows_pictures_and_a_report(stand_ins, tmp_path, capsys):
+    assert command.evaluate(options(tmp_path / "out")) == 0
+    results = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert list(results["edits"]) == ["smiling", "old"] and results["images"] == 6
+    methods = results["edits"]["smiling"]["methods"]
+    assert list(methods) == ["told", "no-edit", "reconstruction", "clip-guided"], "no text is read, so SDEdit does not apply"
+    with open(tmp_path / "out" / "images.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 2 * 4 * 6 and set(FIGURES) <= set(lines[0])
+    mine = [float(line["score"]) for line in lines if line["edit"] == "smiling" and line["method"] == "told"]
+    assert sum(mine) / 6 == pytest.approx(methods["told"]["variants"]["raw"]["figures"]["score"]["mean"], abs=1e-5)
+    assert Image.open(tmp_path / "out" / "sheet-smiling.png").width > 6 * 64
+    printed = capsys.readouterr().out
+    assert "report.html" in printed and "told" in printed
+    assert (tmp_path / "out" / "table.md").read_text().count("**told**") == 2
+
+
+def test_baselines_can_be_chosen_or_left_out(stand_ins, tmp_path):
+    command.evaluate(options(tmp_path, edits=["smiling"], baselines=["none"]))
+    assert list(json.loads((tmp_path / "metrics.json").read_text())["edits"]["smiling"]["methods"]) == ["told"]
+    with pytest.raises(UsageError, match=r"Did you mean 'reconstruction'"):
+        command.evaluate(options(tmp_path, baselines=["reconstructon"]))
+
+
+def test_wrong_edits_and_numbers_are_named(stand_ins, tmp_path):
+    with pytest.raises(UsageError, match=r"'smilling'.*Did you mean 'smiling'"):
+        command.evaluate(options(tmp_path, edits=["smilling"]))
+    with pytest.raises(UsageError, match="at least 2"):
+        command.evaluate(options(tmp_path, images=1))
+
+
+# Tables
+
+
+def test_the_markdown_table_has_the_figures_of_the_results():
+    held, seeing = trials.trial()
+    results = summary([held], seeing, seed=0, device="cpu")
+    table = markdown_table(results).splitlines()
+    assert len({line.count("|") for line in table[:4]}) == 1
+    assert "| 0.83 |" in table[2] and table[2].endswith("| 79 | 12 |")
+
+
+def test_a_table_replaces_what_stands_between_its_marks(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
+    insert(readme, "results", "new\n")
+    insert(readme, "results", "newer\n")
+    assert readme.read_text() == "before\n<!-- results -->\nnewer\n<!-- /results -->\nafter\n"
+    with pytest.raises(UserError, match="<!-- other -->"):
+        insert(readme, "other", "x")
