@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import errno
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from editkit.app.batches import Batches
 from editkit.app.editing import Edited, edit_batch, warning
 from editkit.app.inputs import ALWAYS, Subject, as_mask, as_photo, check_fit, check_inputs, subject
 from editkit.app.jobs import Job, Plan, plan, variant
 from editkit.app.loaded import Loaded, compose_for, load_editor, short_name
 from editkit.app.manifest import NAME, Manifest, fingerprint
 from editkit.app.options import EditOptions
-from editkit.app.progress import Progress
+from editkit.app.progress import Progress, remark
 from editkit.data.files import check_replaceable, check_writable, write_png
+from editkit.engine.stream import stream
 from editkit.errors import UsageError, UserError
+
+# What keeps every further picture from being written too.
+DISK_FAILS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 def edit_images(options: EditOptions) -> int:
@@ -41,7 +45,10 @@ def edit_images(options: EditOptions) -> int:
     loaded = load_editor(cfg, name, weights=options.weights, prompt=options.prompt, device=options.device, dtype=options.dtype)
     if not loaded.targets:
         _check_jobs(planned, name, (*needs, *loaded.editor.needs), takes)
-    return _run(Editing(options, loaded), planned)
+    editing = Editing(options, loaded)
+    for line in loaded.news:
+        remark(line)
+    return _run_single(editing, planned.jobs[0]) if planned.folder is None else _run_folder(editing, planned, planned.folder)
 
 
 @dataclass(frozen=True)
@@ -55,45 +62,68 @@ class Task:
 
 @dataclass
 class Editing:
-    """The three stages that a picture goes through."""
+    """The three stages that a picture goes through.
+
+    Attributes:
+        manifest: what the folder of results holds already; None for a single picture, which is edited again each time.
+        remark: shows a line to the user.
+    """
 
     options: EditOptions
     loaded: Loaded
     manifest: Manifest | None = None
+    remark: Callable[[str], None] = remark
 
     @property
-    def strengths(self) -> Sequence[float | None]:
-        """The strengths of each picture's results; None alone is the method's own."""
-        return self.options.strength or [None]
+    def batch_size(self) -> int:
+        """Pictures at once, so that their samples fill the batch."""
+        return 1 if self.loaded.editor.per_image else max(1, self.loaded.batch_size // self.options.samples)
 
-    def read(self, job: Job) -> Task | None:
-        """Return a job's request, or None if its results are there already."""
-        digest = fingerprint(self._settings(job), job.paths())
-        if self.manifest is not None:
-            if self.manifest.done(job.key, digest, outputs(job, self.options)):
-                return None
-            for path in outputs(job, self.options):
-                check_replaceable(path, *job.paths())
-        prompt = job.texts.get("prompt")
-        if prompt and self.loaded.targets and not any(one.answers(prompt) for one in self.loaded.targets):
-            ready = ", ".join(repr(one.target) for one in self.loaded.targets)
+    def done(self, job: Job) -> bool:
+        """Say whether a job's results are there already."""
+        try:
+            digest = fingerprint(self._settings(job), job.paths())
+        except UserError:
+            return False  # reading it will say what is wrong
+        return self.manifest is not None and self.manifest.done(job.key, digest, outputs(job, self.options))
+
+    def read(self, job: Job) -> Task:
+        """Return a job's request.
+
+        Raises:
+            UserError: a picture that cannot be used, or somebody else's file where a result should go.
+        """
+        for path in outputs(job, self.options):
+            check_replaceable(path, *job.paths())
+        prompt, targets = job.texts.get("prompt"), self.loaded.targets
+        if prompt and targets and not any(one.answers(prompt) for one in targets):
+            ready = ", ".join(repr(one.target) for one in targets)
             raise UserError(f"its prompt is {prompt!r}, but the weights in use are for {ready}: give it a run of its own")
-        settings: dict[str, Any] = {"steps": self.options.steps, "seed": self.options.seed}
-        return Task(
-            job, digest, subject(job.key, job.image, job.files, job.texts, self.loaded.size, how=self.options.fit, **settings)
-        )
+        digest = fingerprint(self._settings(job), job.paths())
+        settings: dict[str, Any] = {"how": self.options.fit, "steps": self.options.steps, "seed": self.options.seed}
+        try:
+            return Task(job, digest, subject(job.key, job.image, job.files, job.texts, self.loaded.size, **settings))
+        except UsageError as error:
+            raise UserError(str(error)) from error  # the inputs of this one picture, not the command
 
-    def work(self, tasks: Sequence[Task]) -> list[list[Edited]]:
+    def work(self, tasks: Sequence[Task]) -> list[tuple[Task, list[Edited]]]:
         """Return every task's results."""
-        return edit_batch(self.loaded, [task.subject for task in tasks], self.strengths, self.options.samples)
+        strengths: Sequence[float | None] = self.options.strength or [None]
+        results = edit_batch(self.loaded, [task.subject for task in tasks], strengths, self.options.samples)
+        for task, edited in zip(tasks, results, strict=True):
+            line = warning(self.loaded, edited[0].scores)
+            if line:
+                self.remark(f"{task.job.key or 'the result'}: {line}")
+        return list(zip(tasks, results, strict=True))
 
-    def write(self, task: Task, results: Sequence[Edited]) -> None:
-        """Paste and write a task's results, then list it as done."""
-        paths = outputs(task.job, self.options)
-        for path, result in zip(paths, results, strict=True):
-            write_png(path, task.subject.finished(result.image).pil(), self._provenance(task, result))
+    def write(self, job: Job, result: tuple[Task, list[Edited]]) -> None:
+        """Paste and write a job's results, then list it as done."""
+        task, edited = result
+        paths = outputs(job, self.options)
+        for path, one in zip(paths, edited, strict=True):
+            write_png(path, task.subject.finished(one.image).pil(), self._provenance(task, one))
         if self.manifest is not None:
-            self.manifest.add(task.job.key, task.digest, paths)
+            self.manifest.add(job.key, task.digest, paths)
 
     def _settings(self, job: Job) -> dict[str, Any]:
         """Return all that decides a job's results, apart from the content of its files."""
@@ -138,43 +168,63 @@ def check_numbers(*, strength: Sequence[float] = (), steps: int | None = None, s
         raise UsageError(f"--strength is given twice with the same value: {', '.join(f'{value:g}' for value in strength)}")
 
 
-def _run(editing: Editing, planned: Plan) -> int:
-    failed: dict[str, str] = dict(planned.broken)
+def _run_single(editing: Editing, job: Job) -> int:
+    """Edit one picture; whatever is wrong with it is the command's error."""
+    with Progress(total=1) as progress:
+        editing.remark = progress.note
+        editing.write(job, editing.work([editing.read(job)])[0])
+        progress.wrote(outputs(job, editing.options))
+    return 0
+
+
+def _run_folder(editing: Editing, planned: Plan, folder: Path) -> int:
+    """Edit what is not done yet; return 1 if some pictures failed.
+
+    Raises:
+        UserError: what fails all pictures alike: wrong settings, a full disk.
+    """
+    editing.manifest = manifest = Manifest(folder)
+    failed: dict[str, str] = {}
+
+    def fail(key: str, reason: str) -> None:
+        failed[key] = reason
+        manifest.fail(key, reason)
+
     with Progress(total=len(planned.jobs)) as progress:
-        for line in editing.loaded.news:
-            progress.note(line)
+        editing.remark = progress.note
 
-        def work(tasks: Sequence[Task]) -> list[list[Edited]]:
-            results = editing.work(tasks)
-            for task, edited in zip(tasks, results, strict=True):
-                line = warning(editing.loaded, edited[0].scores)
-                if line:
-                    progress.note(f"{task.job.key or 'the result'}: {line}")
-            return results
-
-        if planned.folder is None:
-            _run_single(editing, planned.jobs[0], work)
-            progress.wrote(outputs(planned.jobs[0], editing.options))
-            return 0
-        editing.manifest = manifest = Manifest(planned.folder)
-        for key, reason in planned.broken.items():
-            manifest.fail(key, reason)
-
-        def fail(job: Job, reason: str) -> None:
-            failed[job.key] = reason
-            manifest.fail(job.key, reason)
-
-        size = 1 if editing.loaded.editor.per_image else editing.loaded.batch_size // editing.options.samples
-        for _ in Batches(editing.read, work, editing.write, fail, size=size).run(planned.jobs):
+        def settled(job: Job, error: Exception | None) -> None:
+            if isinstance(error, UsageError) or _disk_fails(error):
+                raise error  # type: ignore[misc]
+            if error is not None:
+                fail(job.key, str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
             progress.advance()
-    progress.summary(planned.folder, done=len(planned.jobs) + len(planned.broken) - len(failed), failed=failed, listed=NAME)
+
+        for key, reason in planned.broken.items():
+            fail(key, reason)
+        stream(
+            _still_to_do(editing, planned.jobs, progress.advance),
+            decode=editing.read,
+            work=editing.work,
+            write=editing.write,
+            batch_size=editing.batch_size,
+            batch_invariant=editing.loaded.batch_invariant,
+            on_item=settled,
+        )
+    progress.summary(folder, done=len(planned.jobs) + len(planned.broken) - len(failed), failed=failed, listed=NAME)
     return 1 if failed else 0
 
 
-def _run_single(editing: Editing, job: Job, work: Any) -> None:
-    task = editing.read(job)
-    assert task is not None
-    editing.write(task, work([task])[0])
+def _still_to_do(editing: Editing, jobs: Sequence[Job], skipped: Callable[[], None]) -> Iterator[Job]:
+    for job in jobs:
+        if editing.done(job):
+            skipped()
+        else:
+            yield job
+
+
+def _disk_fails(error: Exception | None) -> bool:
+    return isinstance(error, UserError) and getattr(error.__cause__, "errno", None) in DISK_FAILS
 
 
 def _check_jobs(planned: Plan, name: str, needs: Collection[str], takes: Collection[str]) -> None:

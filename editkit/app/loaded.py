@@ -35,6 +35,7 @@ class Loaded:
         targets: prompts that the trained parts in use were trained for; empty when they serve any.
         expected_psnr: reconstruction PSNR in dB on images like those that the backbone was trained on, if it is known.
         news: lines that the user should see.
+        batch_invariant: fixed, padded batches, so that a result is the same to the bit whatever else is in its batch.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Loaded:
     targets: tuple[Weights, ...] = ()
     expected_psnr: float | None = None
     news: tuple[str, ...] = ()
+    batch_invariant: bool = False
 
 
 def compose_for(options: RecipeOptions, verb: str) -> DictConfig:
@@ -119,6 +121,7 @@ def load_editor(
         tuple(one for one in chosen if one.target),
         reconstruction_psnr(cfg),
         _news(chosen, prompt, weights),
+        bool(cfg.engine.batch_invariant),
     )
 
 

@@ -59,6 +59,11 @@ class Progress:
         self.wrote([folder])
 
 
+def remark(line: str) -> None:
+    """Show a line on stderr, apart from any bar."""
+    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(line)
+
+
 class _Rate(ProgressColumn):
     """Pieces a second, or seconds a piece when it takes longer."""
 

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 
 from editkit.app.artefacts import Weights
-from editkit.app.batches import Batches
 from editkit.app.edit import edit_images
 from editkit.app.options import EditOptions
 from editkit.data.files import provenance
@@ -282,35 +281,36 @@ def test_metadata_cannot_name_files_outside_the_folder(monkeypatch, tmp_path, ca
 # The loop.
 
 
-def test_memory_that_runs_out_halves_the_batch_and_loses_nothing():
-    worked, written = [], []
+class Small(Inverter):
+    """Has room for two pictures."""
 
-    def work(batch):
-        if len(batch) > 2:
+    def edit(self, requests, state):
+        if len(requests) > 2:
             raise torch.OutOfMemoryError("no memory")
-        worked.append(len(batch))
-        return [n * 10 for n in batch]
-
-    loop = Batches(lambda n: n, work, lambda n, result: written.append((n, result)), lambda n, why: pytest.fail(why), size=8)
-    assert sorted(loop.run(range(20))) == list(range(20))
-    assert sorted(written) == [(n, n * 10) for n in range(20)] and loop.size <= 2
-    assert len(worked) < 14, "it does not start over with the large size"
+        return super().edit(requests, state)
 
 
-def test_the_loop_reads_ahead_and_writes_behind():
-    """Reading, working and writing take as long as the slowest of them, not as their sum."""
-    nap = 0.02
+def test_memory_that_runs_out_halves_the_batch_and_loses_nothing(monkeypatch, tmp_path):
+    editor = install(monkeypatch.setattr, Small(), batch_size=4)
+    assert edit_images(options(folder(tmp_path), output=tmp_path / "out")) == 0
+    assert len(list((tmp_path / "out").glob("*.png"))) == 6
+    assert sorted(editor.edited()) == [f"{n}.png" for n in range(6)]
 
-    def slow(*_):
-        time.sleep(nap)
 
-    def work(batch):
-        time.sleep(nap)
-        return [0] * len(batch)
+def test_the_batch_holds_the_samples_too(editor, tmp_path):
+    edit_images(options(folder(tmp_path), output=tmp_path / "out", samples=2))
+    assert max(len(batch) for batch in editor.batches) == 4
 
-    start = time.monotonic()
-    list(Batches(lambda n: slow() or 1, work, slow, lambda n, why: None, size=1).run(range(20)))
-    assert time.monotonic() - start < 20 * nap * 2.2
+
+class Strict(Inverter):
+    def edit(self, requests, state):
+        raise UsageError("2000 steps do not fit")
+
+
+def test_wrong_settings_end_the_run_at_once(monkeypatch, tmp_path):
+    install(monkeypatch.setattr, Strict())
+    with pytest.raises(UsageError, match="2000 steps"):
+        edit_images(options(folder(tmp_path), output=tmp_path / "out", steps=2000))
 
 
 def test_a_full_disk_ends_the_run(editor, tmp_path, monkeypatch):
