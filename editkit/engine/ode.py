@@ -144,7 +144,8 @@ class _Solve:
         going = self.active[rows]
         self.y = self.y.index_copy(0, rows.to(new.device), torch.where(_column(going, new), new, old))
         last = self.residual[rows]
-        self.grown[rows] += going & ~(change <= last)  # written so that NaN counts as growth
+        floor = 100 * torch.finfo(new.dtype).eps  # below it changes are rounding, and grow and shrink by chance
+        self.grown[rows] += going & ~(change <= last.clamp(min=floor))  # written so that NaN counts as growth
         self.evaluations[rows] += going
         better = going & (change < self.least[rows])
         self.best = self.best.index_copy(0, rows.to(new.device), torch.where(_column(better, new), new, self.best[rows]))

@@ -39,11 +39,12 @@ class Precision:
 
     def prepare(self, network: nn.Module) -> nn.Module:
         """Apply layout and compilation in place and return the network; one with its own `accelerate` does it itself."""
-        if hasattr(network, "accelerate"):
-            network.accelerate(channels_last=self.channels_last, compile=self.compile)
+        accelerate = getattr(network, "accelerate", None)
+        if callable(accelerate):
+            accelerate(channels_last=self.channels_last, compile=self.compile)
             return network
         if self.channels_last:
-            network.to(memory_format=torch.channels_last)
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # absent from torch's stubs
         if self.compile:
             network.compile()
         return network

@@ -94,7 +94,7 @@ def ddpm(
     if i == j:
         return x
     if j > i:
-        raise ValueError(f"ddpm only goes down, got a step from level {i} to {j}")
+        raise ValueError(f"ddpm cannot step up, got a step from level {i} to {j}")
     low, high = levels.alpha_bar[i], levels.alpha_bar[j]
     alpha = low / high
     beta = 1 - alpha

@@ -71,7 +71,7 @@ def stream(
         UserError: out of memory although batch_invariant forbids a smaller batch.
     """
     with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(1) as writer:
-        run = _Run(work, write, writer, StreamReport(batch_size), batch_invariant, on_item)
+        run: _Run[Item, Sample, Result] = _Run(work, write, writer, StreamReport(batch_size), batch_invariant, on_item)
         try:
             batch: list[tuple[Item, Sample]] = []
             for item, future in _ahead(items, decode, readers, depth=2 * batch_size):

@@ -135,7 +135,7 @@ class Trajectory:
             raise UserError(f"{path} is damaged or from another version of editkit: invert the image again")
         if levels is not None and levels.digest() != own.digest():
             raise UserError(
-                f"{path} was inverted on {len(own)} levels up to time {own.times[-1]:g}, other ones than the {len(levels)} up to time "
+                f"{path} was inverted on {len(own)} levels up to time {own.times[-1]:g}, not the {len(levels)} up to time "
                 f"{levels.times[-1]:g} asked for: use the same steps and spacing, or invert the image again"
             )
         return Trajectory(
