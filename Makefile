@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+TOYS := oracle:toy-oracle perceptual:toy-perceptual identity:toy-identity clip:toy-clip faces_ddpm:faces-ddpm
+EDITS := "a smiling face" "an angry face" "an old face" "a face with glasses"
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
 .DEFAULT_GOAL := help
@@ -41,6 +43,13 @@ format: $(INSTALLED) ## mend the style
 
 table: $(INSTALLED) ## put the table of methods into the README
 	$(BIN)/editkit methods --update README.md
+
+toy-weights: $(INSTALLED) ## train the bundled models again, into editkit/assets (hours)
+	@for pair in $(TOYS); do name=$${pair%%:*}; asset=editkit/assets/$${pair##*:}; run=runs/toy/$$name; \
+		$(BIN)/editkit train recipe=toy/$$name -o $$run && mkdir -p $$asset && cp -r $$run/export/. $$asset/ || exit 1; done
+	@mkdir -p editkit/assets/asyrp
+	@for text in $(EDITS); do run="runs/toy/asyrp-$$(echo "$$text" | tr ' ' '-')"; \
+		$(BIN)/editkit train recipe=asyrp --prompt "$$text" -o "$$run" && cp "$$run"/export/*.safetensors editkit/assets/asyrp/ || exit 1; done
 
 clean: ## remove what was built here; runs/ and out/ stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache $(VENV)

@@ -42,7 +42,7 @@ __all__ = [
 CONFIG_FILE = "config.yaml"
 # What may differ between two starts of one run: how far, how often and where, not what is trained.
 MAY_CHANGE = re.compile(
-    r"(run_dir|logger|cluster|engine)\b|trainer\.(steps|images|accelerator|devices|num_nodes|num_workers|save_every_s|keep|log_every|sample_every)$"
+    r"(card|run_dir|logger|cluster|engine)\b|trainer\.(steps|images|accelerator|devices|num_nodes|num_workers|save_every_s|keep|log_every|sample_every)$"
 )
 
 
@@ -72,7 +72,10 @@ def compose(
                         item.key_or_group, item.value(), plain, groups(folders), adding=item.is_add() or item.is_force_add()
                     )
             cfg = _compose(texts, folders)
-        name = next((str(item.value()) for item in items if item.key_or_group == "recipe"), None)
+        typed = {item.key_or_group: item.value() for item in items}
+    name = typed.get("recipe")
+    if typed.get("trainer.steps") and "trainer.images" not in typed:
+        cfg.trainer.images = None  # the length that was typed, not the recipe's in the other unit
     _finish(cfg, name, overrides, prompts or {})
     check_targets(OmegaConf.to_container(cfg))
     return cfg
@@ -100,11 +103,13 @@ def freeze(cfg: DictConfig, run_dir: Path | str) -> Path:
         UserError: the folder cannot be written.
     """
     import yaml
+    from omegaconf import OmegaConf
 
-    plain = frozen(cfg)
+    frozen(cfg)
+    plain = OmegaConf.to_container(cfg)  # references stay references: what follows from another key is written once
     path = Path(run_dir) / CONFIG_FILE
     if path.exists():
-        before, now = _leaves(frozen(thaw(run_dir))), _leaves(plain)
+        before, now = _leaves(OmegaConf.to_container(thaw(run_dir))), _leaves(plain)
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key) and not MAY_CHANGE.match(key):
                 raise RecipeError(
@@ -114,7 +119,7 @@ def freeze(cfg: DictConfig, run_dir: Path | str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        part.write_text(yaml.safe_dump(_escaped(plain), sort_keys=False, allow_unicode=True, width=120), encoding="utf-8")
+        part.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120), encoding="utf-8")
         part.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; choose another folder with run_dir=...") from error
@@ -264,13 +269,9 @@ def _run_dir(name: str | None, overrides: Sequence[str], prompts: Mapping[str, s
     return str(Path("runs") / "-".join([(name or "no-recipe").replace("/", "-"), *filter(None, words), *digest]))
 
 
-def _escaped(value: Any) -> Any:
-    """Return the value with `${` made literal, for it would be a reference when read again."""
-    if isinstance(value, str):
-        return re.sub(r"(\\*)\$\{", lambda found: f"{found[1]}{found[1]}\\${{", value)
-    if isinstance(value, Mapping):
-        return {key: _escaped(item) for key, item in value.items()}
-    return [_escaped(item) for item in value] if isinstance(value, list) else value
+def _escaped(text: str) -> str:
+    """Return the text with `${` made literal, for otherwise it would be a reference."""
+    return re.sub(r"(\\*)\$\{", lambda found: f"{found[1]}{found[1]}\\${{", text)
 
 
 def _leaves(node: Any, where: str = "") -> dict[str, Any]:

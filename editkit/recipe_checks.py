@@ -59,7 +59,9 @@ def check_override(key: str, value: Any, config: Mapping[str, Any], groups: Sequ
     """
     node: Any = config
     parts = key.split(".")
+    annotated = False  # an argument of a target: whether 3 may become 3.5 is for its annotation to say, when it is built
     for depth, part in enumerate(parts):
+        annotated = annotated or (isinstance(node, Mapping) and "_target_" in node)
         if isinstance(node, list) and part.isdigit() and int(part) < len(node):
             node = node[int(part)]
         elif isinstance(node, Mapping) and part in node:
@@ -68,7 +70,8 @@ def check_override(key: str, value: Any, config: Mapping[str, Any], groups: Sequ
             return
         else:
             raise RecipeError(_unknown(parts, depth, node, config, groups))
-    _check_kind(key, value, KINDS.get(key) or (() if node in (None, MISSING) else (type(node),)), node)
+    kinds = KINDS.get(key) or (() if node in (None, MISSING) else (type(node),))
+    _check_kind(key, value, (float,) if kinds == (int,) and annotated else kinds, node)
 
 
 def check_targets(node: Any, where: str = "") -> None:

@@ -41,6 +41,7 @@ def own(tmp_path):
           _target_: editkit.engine.schedule.Schedule.linear
           steps: 10
           start: 1.0e-4
+          place: ${run_dir}
           prompt: null
         trainer:
           steps: 7
@@ -107,10 +108,26 @@ def test_mistakes_are_one_line_that_helps(own, override, expected):
 
 
 @pytest.mark.parametrize(
-    "override", ["trainer.images=null", "trainer.ema=0.99", "trainer.precision=bf16", "trainer.steps=null", "+method.new=1"]
+    "override",
+    [
+        "trainer.images=null",
+        "trainer.ema=0.99",
+        "trainer.precision=bf16",
+        "trainer.steps=null",
+        "+method.new=1",
+        "method.steps=2.5",
+    ],
 )
 def test_what_may_be_set(own, override):
     recipe.compose(["recipe=mine", override], conf_dirs=[own])
+
+
+def test_the_length_that_was_typed_counts(own):
+    (own / "recipe" / "short.yaml").write_text("# @package _global_\ntrainer: {images: 64}\n")
+    assert recipe.compose(["recipe=short"], conf_dirs=[own]).trainer.images == 64
+    assert recipe.compose(["recipe=short", "trainer.steps=5"], conf_dirs=[own]).trainer.images is None
+    both = recipe.compose(["recipe=short", "trainer.steps=5", "trainer.images=8"], conf_dirs=[own])
+    assert both.trainer.images == 8
 
 
 def test_a_broken_recipe_file_is_named(own):
@@ -160,6 +177,8 @@ def test_a_run_directory_holds_one_configuration(own, tmp_path):
         freeze("trainer.batch_size=4")
     assert recipe.thaw(tmp_path / "run").trainer.batch_size == 8
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
+    (tmp_path / "run").rename(tmp_path / "moved")  # what only follows from the folder's name is no difference
+    recipe.freeze(recipe.compose(["recipe=mine", f"run_dir={tmp_path}/moved"], conf_dirs=[own]), tmp_path / "moved")
 
 
 def test_freezing_where_nothing_can_be_written(tmp_path):
