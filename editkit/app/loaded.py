@@ -89,17 +89,16 @@ def load_editor(
         chosen = choose(folder, weights, prompt=prompt)  # a mistake here shows before anything large is read
     method: Method = build(cfg, "method")
     backbone: Backbone = method.backbone  # type: ignore[assignment]
-    backbone_name = str(cfg.backbone.get("path") or cfg.backbone.get("_target_"))
-    digest = backbone.digest()
+    model, digest = backbone_name(cfg), backbone.digest()
     default = cfg.method.get("prompt")
     if not weights:
         chosen = choose(folder, prompt=prompt, default=default, backbone=digest)
     if not chosen and _needs_training(method):
         raise UserError(
-            f"{name} has no trained weights for the backbone {backbone_name}: train them with `editkit train recipe={name}`, or "
+            f"{name} has no trained weights for the backbone {model}: train them with `editkit train recipe={name}`, or "
             f"give --weights PATH"
         )
-    check_backbone(chosen, backbone, backbone_name)
+    check_backbone(chosen, backbone, model)
     method.to(device_of(device))
     backbone.to(dtype=dtype_of(dtype))
     editor = _editor(method, chosen, name)
@@ -112,7 +111,7 @@ def load_editor(
         int(cfg.engine.batch_size),
         {
             "method": name,
-            "backbone": backbone_name,
+            "backbone": model,
             "backbone_digest": digest,
             "weights": {str(one.name or one.path.name): [file_hash(one.path), one.strength] for one in chosen},
             "config": json.loads(json.dumps(_plain(cfg), default=str)),
@@ -123,6 +122,17 @@ def load_editor(
         _news(chosen, prompt, weights),
         bool(cfg.engine.batch_invariant),
     )
+
+
+def load_backbone(cfg: DictConfig, *, device: str | None = None, dtype: str | None = None) -> Backbone:
+    """Build the backbone of a configuration alone, on its device."""
+    backbone: Backbone = build(cfg, "backbone")
+    return backbone.to(device=device_of(device), dtype=dtype_of(dtype))
+
+
+def backbone_name(cfg: DictConfig) -> str:
+    """Return what messages and files call the backbone: where its weights are from."""
+    return str(cfg.backbone.get("path") or cfg.backbone.get("_target_"))
 
 
 def image_size(backbone: Backbone) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from PIL import Image, PngImagePlugin
+from safetensors import SafetensorError, safe_open
 
 from editkit.errors import UserError
 
@@ -54,11 +55,16 @@ def write_png(path: Path, image: Image.Image, provenance: Mapping[str, Any]) -> 
 
 
 def provenance(path: Path) -> dict[str, Any] | None:
-    """Return what a PNG says about how it was made, or None for anything that editkit did not write."""
+    """Return what a PNG or safetensors file says about how it was made, or None for anything that editkit did not write."""
     try:
-        with Image.open(path, formats=("PNG",)) as image:
-            found = json.loads(image.info.get(KEY, "null"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        if path.suffix == ".safetensors":
+            with safe_open(path, "np") as file:
+                text = (file.metadata() or {}).get(KEY, "null")
+        else:
+            with Image.open(path, formats=("PNG",)) as image:
+                text = image.info.get(KEY, "null")
+        found = json.loads(text)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, SafetensorError):
         return None
     return found if isinstance(found, dict) else None
 
