@@ -18,7 +18,7 @@ from editkit.app.tables import NOTE, amount, headings, number, rows
 from editkit.data.fit import to_pil
 
 TEMPLATE = "report.html"
-PLOT_WIDTH, PLOT_HEIGHT, LEFT, BOTTOM, TOP = 640, 280, 56, 40, 12
+PLOT_WIDTH, PLOT_HEIGHT, LEFT, BOTTOM, TOP, LINE = 640, 280, 56, 40, 12, 13
 
 
 @dataclass(frozen=True)
@@ -70,52 +70,47 @@ def data_uri(image: Tensor) -> str:
 
 def bars(results: Mapping[str, Any], methods: Sequence[str]) -> dict[str, Any]:
     """Return the score of every method for every edit as bars with whiskers, in pixels of the plot."""
-    edits = list(results["edits"])
-    group = (PLOT_WIDTH - LEFT) / max(len(edits), 1)
-    width = min(34.0, group * 0.8 / max(len(methods), 1))
+    edits = results["edits"]
+    group = (PLOT_WIDTH - LEFT) / len(edits)
+    width = min(34.0, group * 0.8 / len(methods))
     found = []
-    for place, edit in enumerate(edits):
-        middle = LEFT + group * (place + 0.5)
-        present = [name for name in methods if name in results["edits"][edit]["methods"]]
-        for rank, name in enumerate(present):
-            interval = results["edits"][edit]["methods"][name]["variants"]["raw"]["score_interval"]
-            x = middle + (rank - len(present) / 2) * width
-            label = f"{edit}, {name}: score {number('score', interval['mean'])}"
-            height = _y(0) - _y(interval["mean"])
-            whisker = (_y(interval["high"]), _y(interval["low"]))
-            colour = methods.index(name)
-            found.append({"x": x, "y": _y(interval["mean"]), "width": width - 2, "height": height, "whisker": whisker})
-            found[-1] |= {"colour": colour, "label": label, "text": number("score", interval["mean"])}
-    ticks = [{"y": _y(value / 5), "text": f"{value / 5:.1f}"} for value in range(6)]
-    names = [{"x": LEFT + group * (place + 0.5), "text": edit} for place, edit in enumerate(edits)]
-    return {"bars": found, "ticks": ticks, "names": names}
+    for place, (edit, entry) in enumerate(edits.items()):
+        x = LEFT + group * (place + 0.5) - width * len(entry["methods"]) / 2
+        for name, method in entry["methods"].items():
+            interval = method["variants"]["raw"]["score_interval"]
+            top, whisker = _y(interval["mean"]), (_y(interval["high"]), _y(interval["low"]))
+            about = f"{edit}, {name}: score {number('score', interval['mean'])}"
+            shape = {"x": x, "y": top, "width": width - 2, "height": _y(0) - top, "whisker": whisker}
+            found.append({**shape, "colour": methods.index(name), "about": about})
+            x += width
+    ticks = [{"y": _y(k / 5), "text": f"{k / 5:.1f}"} for k in range(6)]
+    return {
+        "bars": found,
+        "ticks": ticks,
+        "names": [{"x": LEFT + group * (k + 0.5), "text": edit} for k, edit in enumerate(edits)],
+    }
 
 
 def points(results: Mapping[str, Any], methods: Sequence[str]) -> dict[str, Any]:
-    """Return success against preservation, one point a method and edit, in pixels of the plot."""
-    pairs = []
+    """Return success against preservation, one point a method and edit, in pixels of the plot; the method's own are labelled."""
+    found = []
     for edit, entry in results["edits"].items():
         for name, method in entry["methods"].items():
-            figures = method["variants"]["raw"]["figures"]
-            pairs.append((edit, name, figures["success"]["mean"], figures["preservation"]["mean"]))
-    floor = math.floor(10 * min([0.8, *(kept for *_, kept in pairs)])) / 10
+            success, kept = (method["variants"]["raw"]["figures"][figure]["mean"] for figure in ("success", "preservation"))
+            about = f"{edit}, {name}: success {number('success', success)}, preservation {number('preservation', kept)}"
+            found.append({"x": _x(success), "kept": kept, "colour": methods.index(name), "about": about, "edit": edit})
+    floor = math.floor(10 * min([0.8, *(point["kept"] for point in found)])) / 10
+    above = -math.inf
+    for point in sorted(found, key=lambda point: -point["kept"]):
+        point["y"], point["label_y"] = _y((point["kept"] - floor) / (1 - floor)), None
+        if point["colour"] == 0:
+            above = point["label_y"] = max(point["y"] + 4, above + LINE)
+    ticks = [{"y": _y(k / 4), "text": f"{floor + (1 - floor) * k / 4:.2f}"} for k in range(5)]
+    return {"points": found, "ticks": ticks, "names": [{"x": _x(k / 5), "text": f"{k / 5:.1f}"} for k in range(6)]}
 
-    def height(kept: float) -> float:
-        return _y((kept - floor) / (1 - floor))
 
-    def across(success: float) -> float:
-        return LEFT + 20 + success * (PLOT_WIDTH - LEFT - 60)
-
-    found = []
-    for edit, name, success, kept in pairs:
-        label = f"{edit}, {name}: success {number('success', success)}, preservation {number('preservation', kept)}"
-        found.append({"x": across(success), "y": height(kept), "colour": methods.index(name), "label": label, "edit": edit})
-    steps = [floor + (1 - floor) * k / 4 for k in range(5)]
-    return {
-        "points": found,
-        "ticks": [{"y": height(value), "text": f"{value:.2f}"} for value in steps],
-        "names": [{"x": across(k / 5), "text": f"{k / 5:.1f}"} for k in range(6)],
-    }
+def _x(share: float) -> float:
+    return LEFT + 20 + share * (PLOT_WIDTH - LEFT - 60)
 
 
 def _y(share: float) -> float:

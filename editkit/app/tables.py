@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from editkit.app.judges import FIGURES
@@ -14,6 +15,17 @@ from editkit.errors import UserError
 
 SHOWN = ("success", "preservation", "score", "psnr_inside", "psnr_outside", "clip_direction", "identity")
 UNDEFINED = "-"
+# Headings of the terminal's narrower table.
+SHORT = {
+    "success": "success",
+    "preservation": "kept",
+    "score": "score",
+    "PSNR in dB": "in dB",
+    "PSNR out dB": "out dB",
+    "s/edit": "s/edit",
+    "calls/edit": "calls",
+    "training s": "train s",
+}
 NOTE = "Bold: above every baseline (the paired bootstrap 95 % interval of the difference excludes 0)."
 
 
@@ -49,18 +61,19 @@ def rows(results: Mapping[str, Any]) -> Iterator[tuple[list[str], bool]]:
 
 
 def terminal_table(results: Mapping[str, Any]) -> Table:
-    """Return a rich table; lines of a method that is above every baseline are bold."""
+    """Return the main figures as a rich table of 80 columns; lines of a method that is above every baseline are bold."""
     title = f"{results['method']} on {results['images']} {results['split']} faces"
-    table = Table(title=title, caption=NOTE, caption_justify="left")
-    for index, heading in enumerate(headings()):
-        table.add_column(heading, justify="left" if index < 2 else "right", no_wrap=index == 1)
-    last = ""
+    table = Table(title=title, caption=NOTE, caption_justify="left", box=SIMPLE_HEAD, collapse_padding=True, show_edge=False)
+    table.add_column("edit")
+    for heading in SHORT.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    chosen = [headings().index(name) for name in SHORT]
+    last = None
     for cells, above in rows(results):
-        if last and cells[0] != last:
-            table.add_section()
-        shown = "" if cells[0] == last else cells[0]
-        last = cells[0]
-        table.add_row(shown, *cells[1:], style="bold" if above else "")
+        if cells[0] != last:
+            last = cells[0]
+            table.add_row(last, style="italic")
+        table.add_row(f"  {cells[1]}", *(cells[place] for place in chosen), style="bold" if above else "")
     return table
 
 
