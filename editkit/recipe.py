@@ -96,16 +96,17 @@ def frozen(cfg: DictConfig) -> dict[str, Any]:
 
 
 def freeze(cfg: DictConfig, run_dir: Path | str) -> Path:
-    """Write the configuration to `run_dir`/config.yaml and return that path; a run that is there already may be continued.
+    """Check the configuration, write it to `run_dir`/config.yaml and return that path; a run that is there is continued.
 
     Raises:
-        RecipeError: the folder holds a run of another configuration.
+        RecipeError: no method, arguments that do not fit, or a folder that holds a run of another configuration.
         UserError: the folder cannot be written.
     """
     import yaml
     from omegaconf import OmegaConf
 
-    frozen(cfg)
+    _section(cfg, "method")
+    validate(cfg)
     plain = OmegaConf.to_container(cfg)  # references stay references: what follows from another key is written once
     path = Path(run_dir) / CONFIG_FILE
     if path.exists():
@@ -163,12 +164,8 @@ def build(cfg: DictConfig, key: str, **arguments: Any) -> Any:
     """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
-    from omegaconf import OmegaConf
 
-    section = OmegaConf.select(cfg, key)
-    if not section or "_target_" not in section:
-        raise RecipeError(f"this configuration has no {key}: choose a recipe with recipe=NAME ({', '.join(choices('recipe'))})")
-    plain = _at(frozen(cfg), key)
+    plain = _section(cfg, key)
     check_targets(plain, key)
     check_arguments({**plain, **arguments}, key)
     try:
@@ -280,7 +277,11 @@ def _leaves(node: Any, where: str = "") -> dict[str, Any]:
     return {key: value for name, item in node.items() for key, value in _leaves(item, f"{where}.{name}".lstrip(".")).items()}
 
 
-def _at(node: Any, key: str) -> Any:
+def _section(cfg: DictConfig, key: str) -> dict[str, Any]:
+    """Return a section that names what to build, as plain values."""
+    section: Any = frozen(cfg)
     for part in key.split("."):
-        node = node[part]
-    return node
+        section = section.get(part) or {}
+    if "_target_" not in section:
+        raise RecipeError(f"this configuration has no {key}: choose a recipe with recipe=NAME ({', '.join(choices('recipe'))})")
+    return dict(section)

@@ -38,10 +38,9 @@ def own(tmp_path):
         # @package _global_
         card: {title: Mine, family: weak, needs: [image], summary: a | b}
         method:
-          _target_: editkit.engine.schedule.Schedule.linear
+          _target_: editkit.app.options.EditOptions
           steps: 10
-          start: 1.0e-4
-          place: ${run_dir}
+          image: ${run_dir}
           prompt: null
         trainer:
           steps: 7
@@ -76,7 +75,7 @@ def test_a_recipe_may_be_a_file(own, tmp_path):
         ("backbon=toy_faces", "Did you mean 'backbone'"),
         ("trainr.steps=3", "Did you mean 'trainer.steps'"),
         ("trainer.step=3", "Did you mean 'trainer.steps'"),
-        ("method.strat=0.1", "Did you mean 'method.start'"),
+        ("method.setps=3", "Did you mean 'method.steps'"),
         ("steps=3", "no key 'steps'"),
         ("trainer.steps.more=3", "no key 'trainer.steps.more'"),
         ("trainer.steps=many", "trainer.steps must be a whole number, not 'many'"),
@@ -85,7 +84,7 @@ def test_a_recipe_may_be_a_file(own, tmp_path):
         ("trainer.ema=high", "trainer.ema must be a number"),
         ("trainer.precision=16", "must be 32 or bf16"),
         ("engine.compile=1", "must be true or false"),
-        ("method.start=low", "method.start must be a number"),
+        ("trainer.save_every_s=low", "trainer.save_every_s must be a number"),
         ("trainer=5", "no trainer '5'"),
         ("trainer={steps: 5}", "no trainer"),
         ("method=5", "method is a section; set one of its keys, such as method.steps"),
@@ -181,10 +180,19 @@ def test_a_run_directory_holds_one_configuration(own, tmp_path):
     recipe.freeze(recipe.compose(["recipe=mine", f"run_dir={tmp_path}/moved"], conf_dirs=[own]), tmp_path / "moved")
 
 
-def test_freezing_where_nothing_can_be_written(tmp_path):
+@pytest.mark.parametrize(
+    "overrides", [[], ["recipe=mine", "+method.new=1"], ["recipe=mine", "method.steps=2.5"], ["data=folder"]]
+)
+def test_what_cannot_run_is_not_frozen(own, tmp_path, overrides):
+    with pytest.raises(RecipeError):
+        recipe.freeze(recipe.compose(overrides, conf_dirs=[own]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_freezing_where_nothing_can_be_written(own, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        recipe.freeze(recipe.compose([]), tmp_path / "file" / "run")
+        recipe.freeze(recipe.compose(["recipe=mine"], conf_dirs=[own]), tmp_path / "file" / "run")
 
 
 def test_thaw_trusts_no_file(tmp_path):
