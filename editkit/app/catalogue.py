@@ -8,7 +8,13 @@ from pathlib import Path
 from editkit.errors import UserError
 from editkit.recipe import Card, cards
 
-FAMILIES = {"weak": "weakly supervised", "self": "self-supervised", "full": "fully supervised", "none": "no training", "baseline": "baseline"}
+FAMILIES = {
+    "weak": "weakly supervised",
+    "self": "self-supervised",
+    "full": "fully supervised",
+    "none": "no training",
+    "baseline": "baseline",
+}
 START, END = "<!-- methods -->", "<!-- /methods -->"
 COLUMNS = ("method", "what it does", "family", "inputs", "recipe", "paper")
 
