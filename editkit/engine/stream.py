@@ -111,24 +111,26 @@ class _Run(Generic[Item, Sample, Result]):
         self.pending: deque[tuple[Item, Future[None]]] = deque()
 
     def process(self, batch: Sequence[tuple[Item, Sample]]) -> None:
-        """Work on a batch; split it where memory runs out or an item fails."""
-        if not batch:
-            return
-        results = self._attempt([sample for _, sample in batch])
-        if not isinstance(results, Exception):
-            for (item, _), result in zip(batch, results, strict=True):
-                self.pending.append((item, self.writer.submit(self.write, item, result)))
-            self.drain(keep=2 * self.report.batch_size)
-            return
-        if _out_of_memory(results):
-            self._shrink(len(batch), results)
-            _release_memory()
-        if len(batch) == 1:
-            self.settle(batch[0][0], results)
-            return
-        size = len(batch) // 2 if _out_of_memory(results) else 1  # alone, an item's failure is its own
-        for first in range(0, len(batch), size):
-            self.process(batch[first : first + size])
+        """Work on a batch, in parts where memory runs out, one by one where an item fails."""
+        left = list(batch)
+        while left:
+            part = left[: self.report.batch_size]
+            results = self._attempt([sample for _, sample in part])
+            if isinstance(results, Exception) and _out_of_memory(results):
+                self._shrink(len(part), results)
+                _release_memory()
+                if len(part) > 1:
+                    continue
+            left = left[len(part) :]
+            if not isinstance(results, Exception):
+                for (item, _), result in zip(part, results, strict=True):
+                    self.pending.append((item, self.writer.submit(self.write, item, result)))
+                self.drain(keep=2 * self.report.batch_size)
+            elif len(part) == 1:
+                self.settle(part[0][0], results)
+            else:
+                for one in part:  # alone, an item's failure is its own
+                    self.process([one])
 
     def drain(self, keep: int) -> None:
         """Wait for writes until at most `keep` are pending."""

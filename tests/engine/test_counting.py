@@ -1,0 +1,123 @@
+"""Network calls of every algorithm, pinned (the engine's cost table)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from editkit.engine.count import count_calls
+from editkit.engine.guidance import ClassifierFree, Energy, Guided
+from editkit.engine.invert import DDIM, EditFriendly, FixedPoint, SDEdit, replay
+from editkit.engine.sample import sample
+from editkit.types import Condition, Prediction
+from tests.engine.stand_ins import random
+
+N = 12
+UNCOND = Condition(vector=torch.zeros(1, 48))
+
+
+def inverted(inverter):
+    return lambda net, x, levels, noise: inverter.invert(net, x, levels, noise=noise)
+
+
+def energy(x0, t):
+    return x0.square().flatten(1).sum(1)
+
+
+def guided(net, x, levels, noise, *, guidance):
+    cond = Condition(vector=random((len(x), 48), 4))
+    return sample(net, x, levels, cond, guidance=guidance)
+
+
+COSTS = {  # calls in sequence, samples evaluated per image
+    "sampling": (lambda net, x, levels, noise: sample(net, x, levels), N, N),
+    "classifier-free": (partial(guided, guidance=ClassifierFree(7.5, UNCOND)), N, 2 * N),
+    "classifier-free, weight 1": (partial(guided, guidance=ClassifierFree(1.0, UNCOND)), N, N),
+    "energy": (partial(guided, guidance=Energy(energy, 0.1)), N, N),
+    "ddim inversion": (inverted(DDIM()), N - 1, N - 1),
+    "fixed point": (inverted(FixedPoint(3, tolerance=0)), (N - 1) * 4, (N - 1) * 4),
+    "edit-friendly": (inverted(EditFriendly()), N - 1, N - 1),
+    "edit-friendly, skip": (inverted(EditFriendly(skip=5)), N - 6, N - 6),
+    "edit-friendly, in time batches": (inverted(EditFriendly(time_batch=100)), 1, N - 1),
+    "noised start": (inverted(SDEdit(0.5)), 0, 0),
+    "noised start and back": (
+        lambda net, x, levels, noise: sample(net, **replay(SDEdit(0.5).invert(net, x, levels, noise=noise))),
+        N // 2,
+        N // 2,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COSTS)
+def test_cost(name, gaussian, x0, noise):
+    run, calls, evaluations = COSTS[name]
+    with count_calls(gaussian) as counter:
+        run(gaussian, x0, gaussian.schedule.levels(N), noise(x0))
+    assert (counter.calls, counter.evaluations) == (calls, evaluations * len(x0))
+    assert counter.per_image(len(x0))["evaluations"] == evaluations
+
+
+def test_guided_source_of_edit_friendly_inversion(gaussian, x0, noise):
+    with count_calls(gaussian) as counter:
+        guided = Guided(gaussian, ClassifierFree(3.5, UNCOND))
+        EditFriendly(time_batch=4).invert(guided, x0, gaussian.schedule.levels(N), UNCOND, noise=noise(x0))
+    assert (counter.calls, counter.evaluations) == (3, 2 * (N - 1) * len(x0))
+
+
+def test_operations_are_measured_once_per_shape_and_counted_every_time():
+    class Linear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(10, 7, bias=False)
+
+        def forward(self, x, t, cond=None):
+            return Prediction(self.layer(x), x)
+
+    net = Linear()
+    with count_calls(net) as counter:
+        for _ in range(5):
+            net(torch.zeros(4, 10), 1.0)
+        net(torch.zeros(1, 10), 1.0)
+    assert counter.flops == 2 * 10 * 7 * (5 * 4 + 1)
+    assert counter.calls == 6 and counter.evaluations == 21
+    with count_calls(net, flops=False) as counter:
+        net(torch.zeros(4, 10), 1.0)
+    assert counter.flops == 0 and counter.calls == 1
+
+
+def test_counting_ends_with_the_context_also_after_an_error(backbone, images):
+    with pytest.raises(RuntimeError), count_calls(backbone) as counter:
+        backbone(images[:, :2], 1.0)
+    with torch.no_grad():
+        backbone(images, 1.0)
+        backbone.halves(images, 1.0)
+    assert counter.calls == 1 and "forward" not in vars(backbone) and "halves" not in vars(backbone)
+
+
+def test_a_forward_written_by_way_of_halves_counts_once():
+    class Halved(nn.Module):
+        def forward(self, x, t, cond=None):
+            h, finish = self.halves(x, t, cond)
+            return finish([h])[0]
+
+        def halves(self, x, t, cond=None):
+            return x, lambda hs: [Prediction(h, h) for h in hs]
+
+    net = Halved()
+    with count_calls(net) as counter:
+        net(torch.zeros(2, 3), 1.0)
+    assert (counter.calls, counter.encoder, counter.decoder) == (1, 2, 2)
+
+
+def test_evaluations_of_a_real_network(backbone, images):
+    levels = backbone.schedule.levels(5)
+    with torch.no_grad(), count_calls(backbone) as counter:
+        trajectory = DDIM().invert(backbone, images, levels)
+        sample(backbone, **replay(trajectory))
+    assert counter.calls == 4 + 5 and trajectory.calls == 4
+    with torch.no_grad(), count_calls(backbone) as once:
+        backbone(images, 1.0)
+    assert counter.flops == 9 * once.flops > 0
