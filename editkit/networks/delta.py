@@ -48,7 +48,8 @@ class AdmDelta(nn.Module):
 
     def forward(self, h: Tensor, temb: Tensor) -> Tensor:
         """Return the shift, (B, C, h, w), of h at the time embedding temb (B or 1, time_width)."""
-        x = self.conv_in(F.silu(self.norm_in(h)))
+        # torch 2.13 on the CPU crashes in GroupNorm's backward for a channels-last input that needs no gradient
+        x = self.conv_in(F.silu(self.norm_in(h.contiguous())))
         if self.time is not None:
             x = x + self.time(F.silu(temb))[:, :, None, None]
         return self.conv_out(F.silu(self.norm(x)))

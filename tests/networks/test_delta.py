@@ -43,3 +43,10 @@ def test_no_residual_path():
     """An easy wrong version returns h + f(h): the shift of a zero-initialised block would be h itself."""
     f, h = DdpmDelta(16, 24, zero_init=True), torch.randn(1, 16, 4, 4)
     assert f(h, torch.randn(1, 24)).abs().max() < h.abs().max() * 1e-6
+
+
+@pytest.mark.parametrize("block", DELTAS.values())
+def test_trains_on_a_channels_last_bottleneck_of_a_frozen_network(block):
+    f, h = block(16, 24), torch.randn(2, 16, 4, 4).to(memory_format=torch.channels_last)
+    f(h, torch.randn(1, 24)).square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in f.parameters())
