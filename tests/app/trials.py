@@ -42,7 +42,7 @@ class Colours:
         return normalize(torch.cat([images.mean((2, 3)), torch.ones(len(images), 1)], 1), dim=1)
 
     def text(self, texts):
-        return normalize(torch.tensor([[len(text), 1.0, hash(text) % 7, 2.0] for text in texts]), dim=1)
+        return normalize(torch.tensor([[len(text), 1.0, sum(map(ord, text)) % 7, 2.0] for text in texts]), dim=1)
 
 
 def judges(oracle=None):
