@@ -32,6 +32,7 @@ ALLOWED_CLASSES = (
 # Types of the keys whose default value cannot tell them, because it is null or one of several kinds.
 KINDS: dict[str, tuple[Any, ...]] = {
     "run_dir": (str,),
+    "data.root": (str,),
     "trainer.images": (int,),
     "trainer.steps": (int,),
     "trainer.clip_norm": (float,),

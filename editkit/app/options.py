@@ -102,6 +102,11 @@ class TrainOptions(RecipeOptions):
     run_dir: Path | None = option("Folder of this run; an existing one is continued.", short="-o")
     source: Path | None = option("Continue this run with its own frozen recipe.", name="--from")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.source and (others := self.given("method", "backbone", "overrides", "prompt", "source_prompt", "run_dir")):
+            raise UsageError(f"--from {self.source} continues a run as it is frozen there; leave out {', '.join(others)}")
+
     def texts(self) -> dict[str, str | None]:
         """Return prompts and run directory by configuration key."""
         run_dir = None if self.run_dir is None else str(self.run_dir)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from editkit.app.options import RecipeOptions
-from editkit.recipe import compose, frozen, recipe_file, validate
+from editkit.app.options import RecipeOptions, TrainOptions
+from editkit.recipe import compose, frozen, recipe_file, thaw, validate
 
 
 def describe(recipe: str, conf: Sequence[Path] = ()) -> str:
@@ -26,6 +26,9 @@ def resolved(options: RecipeOptions) -> str:
     Raises:
         RecipeError: anything that would stop the command before it starts.
     """
-    cfg = compose(options.recipe_overrides(), prompts=options.texts(), conf_dirs=options.conf)
+    if isinstance(options, TrainOptions) and options.source:
+        cfg = thaw(options.source)
+    else:
+        cfg = compose(options.recipe_overrides(), prompts=options.texts(), conf_dirs=options.conf)
     validate(cfg)
     return yaml.safe_dump(frozen(cfg), sort_keys=False, allow_unicode=True, width=120)

@@ -59,6 +59,9 @@ def refused(capsys, *arguments: str) -> tuple[int, str]:
         (["train", "--dry-run", "--conf", "no/such/folder"], "is not a folder"),
         (["train", "--dry-run", "data=folder"], "data.root must be given"),
         (["train", "--dry-run", "--prompt", "a man"], "takes no --prompt"),
+        (["train", "--dry-run", "data=folder", "data.root=2024"], "data.root must be text, not 2024"),
+        (["train", "--from", "runs/a", "seed=3", "--prompt", "a man"], "leave out overrides, prompt"),
+        (["train", "--from", "no-run-here", "--dry-run"], "no-run-here is not a run directory"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(capsys, arguments, expected):
