@@ -17,8 +17,8 @@ LAYERS = [
     ("training",),
     ("methods",),
     ("app",),
-    ("cli", "launch", "__init__"),
-    ("__main__",),
+    ("cli", "launch", "api"),
+    ("__init__", "__main__"),
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 RECIPE = {"recipe", "recipe_checks", "recipe_files"}
@@ -46,7 +46,7 @@ def wrong_layer(layer: str, imported: str) -> bool:
         return False
     other = parts[1]
     if other in RECIPE:
-        return layer not in RECIPE and layer not in ("app", "cli", "launch", "__init__")
+        return layer not in RECIPE and layer not in ("app", "cli", "launch", "api")
     if layer in RECIPE:
         return other != "errors"
     if other == layer or other not in RANK:
