@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 
@@ -37,7 +36,8 @@ class Levels:
 
     def __post_init__(self) -> None:
         if len(self.alpha_bar) != len(self.times) or len(self.times) < 2:
-            raise ValueError(f"levels need two entries or more, as many times as alpha_bar; got {len(self.times)} and {len(self.alpha_bar)}")
+            counts = f"{len(self.times)} times and {len(self.alpha_bar)} alpha_bar"
+            raise ValueError(f"levels need two entries or more, as many times as alpha_bar; got {counts}")
         if any(low < high for low, high in zip(self.alpha_bar, self.alpha_bar[1:], strict=False)):
             raise ValueError("alpha_bar must fall from the clean end to the noisy end")
 

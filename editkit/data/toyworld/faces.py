@@ -243,12 +243,15 @@ def _beard(canvas: Canvas, face: Face) -> None:
         return
     x, y, w, h = face.x, face.y, face.face_width, face.face_height
     ink = blend(_hair_ink(face), SKINS[face.skin], 0.12)
-    canvas.polygon(
-        [(x - w * 0.80, y + h * 0.42), *curve((x - w * 0.5, y + h * 0.48), (x + w * 0.5, y + h * 0.48), -0.03), (x + w * 0.80, y + h * 0.42)]
-        + [(x + w * 0.78, y + h * 0.78), (x + w * 0.55, y + h * 1.02), (x - w * 0.55, y + h * 1.02), (x - w * 0.78, y + h * 0.78)],
-        ink,
-        HAIR,
-    )
+    moustache = curve((x - w * 0.5, y + h * 0.48), (x + w * 0.5, y + h * 0.48), -0.03)
+    sides = [(x - w * 0.80, y + h * 0.42), *moustache, (x + w * 0.80, y + h * 0.42)]
+    chin = [
+        (x + w * 0.78, y + h * 0.78),
+        (x + w * 0.55, y + h * 1.02),
+        (x - w * 0.55, y + h * 1.02),
+        (x - w * 0.78, y + h * 0.78),
+    ]
+    canvas.polygon([*sides, *chin], ink, HAIR)
 
 
 def _mouth(canvas: Canvas, face: Face) -> None:
@@ -276,11 +279,15 @@ def _front_hair(canvas: Canvas, face: Face) -> None:
     ink = _hair_ink(face)
     fringe = y - h * 0.52
     outer = [(x + (w + 0.03) * np.cos(a), y - 0.02 + (h + 0.03) * np.sin(a)) for a in np.linspace(np.pi * 1.06, np.pi * 1.94, 17)]
-    canvas.polygon([*outer, *curve((x + w * 0.98, y - h * 0.18), (x - w * 0.98, y - h * 0.18), -(y - h * 0.18 - fringe))], ink, HAIR)
+    canvas.polygon(
+        [*outer, *curve((x + w * 0.98, y - h * 0.18), (x - w * 0.98, y - h * 0.18), -(y - h * 0.18 - fringe))], ink, HAIR
+    )
     if face.hair_style == "long":
         for side in (-1, 1):
             inner, edge = x + side * w * 0.86, x + side * (w + 0.055)
-            canvas.polygon([(inner, y - h * 0.35), (edge, y - h * 0.35), (edge, y + h * 0.8), (x + side * w * 0.98, y + h * 0.5)], ink, HAIR)
+            canvas.polygon(
+                [(inner, y - h * 0.35), (edge, y - h * 0.35), (edge, y + h * 0.8), (x + side * w * 0.98, y + h * 0.5)], ink, HAIR
+            )
 
 
 def _eyes(canvas: Canvas, face: Face) -> None:
@@ -315,4 +322,6 @@ def _glasses(canvas: Canvas, face: Face) -> None:
         x = face.x + side * face.eye_spacing
         canvas.ring((x, y), (radius, 0.07), 0.02, ink, GLASSES)
         canvas.line([(x + side * radius, y - 0.01), (face.x + side * face.face_width, y - 0.025)], 0.018, ink, GLASSES)
-    canvas.line(curve((face.x - face.eye_spacing + radius, y), (face.x + face.eye_spacing - radius, y), -0.012), 0.018, ink, GLASSES)
+    canvas.line(
+        curve((face.x - face.eye_spacing + radius, y), (face.x + face.eye_spacing - radius, y), -0.012), 0.018, ink, GLASSES
+    )

@@ -75,7 +75,7 @@ class ToyClip(Method):
             pad_token_id=eos,
         )
         self.clip = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=dim))
-        self.bias = nn.Parameter(torch.tensor(-6.0))  # of the sigmoid loss; not part of the exported model
+        self.bias = nn.Parameter(torch.zeros(()))  # of the sigmoid loss; not part of the exported model
         self.factor_head = nn.Linear(width, sum(len(values) for values in FACTORS.values()))
 
     def trainable(self) -> dict[str, Iterable[nn.Parameter]]:
@@ -88,11 +88,11 @@ class ToyClip(Method):
         jittered = self._recoloured(batch["image"][::2])
         pooled, embeddings = self._see(augmented(torch.cat([images, jittered])))
         prompts, guided = self._guided_captions()
-        texts = self._read([c.text for c in captions] + prompts)
-        words, source, targets = texts[: len(captions)], texts[len(captions)], texts[len(captions) + 1 :]
+        words = self._read([caption.text for caption in captions])
+        source, *targets = self._read(prompts)
         count = len(batch["face"])
         seen, others, recoloured = embeddings[:count], embeddings[count : 2 * count], embeddings[2 * count :]
-        ways = F.normalize(targets - source, dim=1)
+        ways = F.normalize(torch.stack(targets) - source, dim=1)
         edits = [guided.index(name) for name in batch["edit"]]
         with torch.autocast(images.device.type, enabled=False):
             terms = {
