@@ -1,0 +1,156 @@
+"""The methods that make the bundled models: what they learn from, and that what they export is what was trained."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from editkit.backbones.clip import load_clip
+from editkit.backbones.pixel import PixelBackbone, load_pixel
+from editkit.data.pairs import FacePairs, face_named
+from editkit.data.toyworld.faces import CATEGORICAL, draw_face
+from editkit.data.toyworld.world import EDITS, counterfactual, face_at
+from editkit.methods.foundation.clip import ToyClip, _direction_loss, factor_classes
+from editkit.methods.foundation.ddpm import PixelDiffusion
+from editkit.methods.foundation.features import CHANGEABLE, Identity, Perceptual, same_person
+
+NETWORK = {
+    "sample_size": 16,
+    "block_out_channels": [16, 32],
+    "layers_per_block": 1,
+    "down_block_types": ["DownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "UpBlock2D"],
+    "norm_num_groups": 8,
+}
+WEIGHTS = {"factors": 1.0, "contrast": 1.0, "direction": 1.0, "colour": 1.0}
+
+
+def diffusion(kind: str = "v_prediction") -> PixelDiffusion:
+    torch.manual_seed(0)
+    return PixelDiffusion(network=NETWORK, noise={"prediction_type": kind, "clip_sample": False})
+
+
+@pytest.fixture(scope="module")
+def clip() -> ToyClip:
+    torch.manual_seed(0)
+    return ToyClip(width=32, layers=2, image_size=32, dim=16, weights=WEIGHTS)
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "epsilon", "sample"])
+def test_the_target_of_each_parameterization_leads_back_to_the_image(kind: str) -> None:
+    method = diffusion(kind)
+    x0, eps, t = torch.randn(3, 3, 16, 16), torch.randn(3, 3, 16, 16), torch.tensor([0, 400, 900])
+    x = method.noise_schedule.add_noise(x0, t, eps)
+    output = method._target(x0, eps, t)
+    pred = method.noise_schedule.convert(x, t, output, method.parameterization)
+    torch.testing.assert_close(pred.x0, x0, atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(pred.eps, eps, atol=2e-3, rtol=1e-3)
+    flipped = method.noise_schedule.convert(x, t, -output, method.parameterization)  # the sign mistake this guards against
+    assert not torch.allclose(flipped.x0, x0, atol=0.1)
+
+
+def test_diffusion_exports_what_it_trained(tmp_path) -> None:
+    method = diffusion()
+    method.freeze_rest()
+    before = {name: p.clone() for name, p in method.unet.named_parameters()}
+    method.export(tmp_path)
+    assert all(torch.equal(p, before[name]) for name, p in method.unet.named_parameters()), "exporting must not round the weights"
+    loaded = load_pixel(tmp_path)
+    own = PixelBackbone(method.unet, method.noise_schedule, method.parameterization)
+    x = torch.randn(2, 3, 16, 16)
+    assert loaded.parameterization == "v"
+    torch.testing.assert_close(loaded(x, 500.0).x0, own(x, 500.0).x0, atol=0.02, rtol=0.02)
+
+
+def test_a_sample_grid_does_not_freeze_the_training() -> None:
+    method = diffusion()
+    method.sample_steps = 2
+    method.freeze_rest()
+    assert method.sample_grid().shape == (16, 3, 16, 16)
+    assert all(p.requires_grad for p in method.unet.parameters())
+    assert method.unet.training
+
+
+def test_the_end_of_text_has_the_highest_id(clip: ToyClip) -> None:
+    ids = clip.tokenizer(["a smiling face"]).input_ids[0]
+    assert ids[-1] == clip.tokenizer.eos_token_id == len(clip.tokenizer) - 1
+    assert ids[0] == len(clip.tokenizer) - 2
+    assert clip.clip.text_model.config.eos_token_id != 2, "2 makes transformers pool at the arg-max token"
+
+
+def test_clip_exports_what_it_trained(clip: ToyClip, tmp_path) -> None:
+    clip.eval()
+    clip.export(tmp_path)
+    loaded = load_clip(tmp_path)
+    texts = ["a smiling face", "a bad photo of an old face.", "words that nobody taught: zebra 123"]
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.text(texts), clip._read(texts), atol=0.02, rtol=0.02)
+        seen = clip._see(images)[1]
+        torch.testing.assert_close(loaded.image(images), seen, atol=0.02, rtol=0.02)
+        swapped = clip._see(images.flip(1))[1]  # BGR: the fixture must notice a wrong channel order
+    assert not torch.allclose(swapped, seen, atol=0.02)
+
+
+def test_a_caption_is_a_positive_of_every_face_it_is_true_of(clip: ToyClip) -> None:
+    from editkit.data.toyworld.captions import Caption
+
+    faces = [counterfactual(face_at("train", k), "smiling") for k in range(2)] + [counterfactual(face_at("train", 2), "angry")]
+    caption = Caption("a smiling face", {"expression": ("smiling",)})
+    word, other = torch.eye(16)[:1], torch.eye(16)[1:2]
+    right = clip._contrast(word, torch.cat([word, word, -word]), [caption], faces)
+    wrong = clip._contrast(word, torch.cat([word, other, -word]), [caption], faces)  # the second smile treated as a stranger
+    assert right < wrong
+
+
+def test_direction_loss_wants_each_edit_along_its_own_way() -> None:
+    ways = F.normalize(torch.eye(3, 8), dim=1)
+    along, across = _direction_loss(ways, ways, [0, 1, 2]), _direction_loss(ways, ways, [1, 2, 0])
+    assert along < 0.01 < across
+
+
+def test_clip_learns_from_pairs_that_differ_in_one_edit() -> None:
+    pairs = FacePairs("train", 32, 8)
+    for k in range(8):
+        item = pairs[k]
+        edit = EDITS[item["edit"]]
+        assert item["face"] == face_named(item["key"])
+        assert edit.eligible(item["face"]) and item["other_face"] == counterfactual(item["face"], edit.name)
+        assert not torch.equal(item["image"], item["other"])
+
+
+def test_factor_classes_cover_every_value() -> None:
+    faces = [face_at("train", k) for k in range(200)]
+    for name, values in CATEGORICAL.items():
+        assert set(factor_classes(name, faces).tolist()) == set(range(len(values)))
+    assert set(factor_classes("age", faces).tolist()) == {0, 1, 2}
+
+
+def test_the_same_person_keeps_what_a_person_keeps() -> None:
+    rng = np.random.default_rng(0)
+    for k in range(20):
+        face = face_at("train", k)
+        other = same_person(face, rng)
+        kept = set(vars(face)) - set(CHANGEABLE) - {"beard"}
+        assert all(getattr(face, name) == getattr(other, name) for name in kept)
+        assert not (other.beard and other.look == "feminine")
+    assert any(getattr(draw_face(rng), "skin") != face_at("train", 0).skin for _ in range(20))
+
+
+@pytest.mark.parametrize("kind", [Identity, Perceptual])
+def test_feature_training_lowers_its_loss(kind: type) -> None:
+    torch.manual_seed(0)
+    method = kind(optimizer=None)
+    batch = method.dummy_batch()
+    optimizer = torch.optim.Adam(method.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(8):
+        torch.manual_seed(1)
+        loss = sum(value.mean() for value in method.loss(batch).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
