@@ -54,7 +54,7 @@ def evaluate(options: EvaluateOptions) -> int:
         for edit in edits:
             own = load_editor(cfg, name, weights=options.weights, prompt=edit.prompt, device=options.device, dtype=options.dtype)
             trial = Trial(name, options.split, make_cases(edit, options.split, count, size=own.size[0]), settings=own.provenance)
-            entrants = {name: own} | {other: _load_baseline(options, other, edit) for other in baselines(options, own, edit)}
+            entrants = {name: own} | {other: _load_baseline(options, cfg, other, edit) for other in baselines(options, own, edit)}
             hold(trial, entrants, judges, options, cache)
             trials.append(trial)
     results = summary(trials, judges, seed=options.seed, device=str(device_of(options.device)))
@@ -119,12 +119,13 @@ def baselines(options: EvaluateOptions, loaded: Loaded, edit: Edit) -> list[str]
     return [name for name in BASELINES if name != own and (name != "sdedit" or _reads_text(loaded, edit))]
 
 
-def _load_baseline(options: EvaluateOptions, name: str, edit: Edit) -> Loaded | None:
+def _load_baseline(options: EvaluateOptions, cfg: Any, name: str, edit: Edit) -> Loaded | None:
+    """Return a baseline on the backbone that the method uses."""
     if name == NO_EDIT:
         return None
-    backbone = [f"backbone={options.backbone}"] if options.backbone else []
-    cfg = compose([f"recipe={name}", *backbone], conf_dirs=options.conf)
-    return load_editor(cfg, name, prompt=edit.prompt, device=options.device, dtype=options.dtype)
+    other = compose([f"recipe={name}"], conf_dirs=options.conf)
+    other.backbone, other.engine = cfg.backbone, cfg.engine
+    return load_editor(other, name, prompt=edit.prompt, device=options.device, dtype=options.dtype)
 
 
 def _reads_text(loaded: Loaded, edit: Edit) -> bool:

@@ -25,6 +25,7 @@ from editkit.metrics.images import PSNR_CAP
 from editkit.training.editor import Editor
 from editkit.types import EditResult
 from tests.app import trials
+from tests.tiny import write_clip, write_pixel
 
 STANDARD = ("smiling", "angry", "old", "with glasses")
 
@@ -175,8 +176,9 @@ def stand_ins(monkeypatch):
         wrong = cases.keys[:1] if name == "told" else cases.keys
         return Loaded(name, trials.Told(cases, wrong=wrong), (64, 64), 4, provenance=trials.CARD)
 
-    monkeypatch.setattr(command, "compose_for", lambda options, verb: SimpleNamespace(method={"_target_": "a.b.told.Told"}))
-    monkeypatch.setattr(command, "compose", lambda overrides, conf_dirs: None)
+    cfg = SimpleNamespace(method={"_target_": "a.b.told.Told"}, backbone=None, engine=None)
+    monkeypatch.setattr(command, "compose_for", lambda options, verb: cfg)
+    monkeypatch.setattr(command, "compose", lambda overrides, conf_dirs: SimpleNamespace())
     monkeypatch.setattr(command, "load_editor", load)
     monkeypatch.setattr(command, "load_judges", lambda device: seeing)
 
@@ -216,6 +218,20 @@ def test_wrong_edits_and_numbers_are_named(stand_ins, tmp_path):
         command.evaluate(options(tmp_path, edits=["smilling"]))
     with pytest.raises(UsageError, match="at least 2"):
         command.evaluate(options(tmp_path, images=1))
+
+
+def test_a_real_recipe_runs_beside_its_baselines_on_its_own_backbone(monkeypatch, tmp_path):
+    seeing = trials.judges()
+    monkeypatch.setattr(command, "load_judges", lambda device: seeing)
+    backbone, clip = write_pixel(tmp_path / "ddpm"), write_clip(tmp_path / "clip")
+    overrides = [f"backbone.path={backbone}", f"method.clip.path={clip}", "method.steps=4", "engine.batch_size=2"]
+    asked = {"method": "clip-guided", "overrides": overrides, "edits": ["old"], "images": 3, "output": tmp_path / "out"}
+    assert command.evaluate(EvaluateOptions(**asked, split="validation", baselines=["no-edit", "reconstruction", "sdedit"])) == 0
+    entry = json.loads((tmp_path / "out" / "metrics.json").read_text())["edits"]["old"]
+    calls = {name: found["calls"] for name, found in entry["methods"].items()}
+    assert calls == {"clip-guided": 7, "no-edit": 0, "reconstruction": 79, "sdedit": 20}
+    assert entry["methods"]["reconstruction"]["seconds"] > 0
+    assert entry["settings"]["backbone"] == str(backbone)
 
 
 # Tables
