@@ -24,7 +24,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED) ## train an edit, apply it to unseen faces, and score it (minutes, no GPU needed)
 	$(BIN)/editkit train recipe=asyrp --prompt "a smiling face" -o runs/demo
-	$(BIN)/editkit evaluate --method asyrp --edit smiling --weights runs/demo/export/a-smiling-face.safetensors --images 16 -o out/demo
+	$(BIN)/editkit evaluate --method asyrp --edit smiling --weights runs/demo --images 16 -o out/demo
 
 test: $(INSTALLED) ## the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile -q
