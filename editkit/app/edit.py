@@ -13,6 +13,7 @@ from editkit.app.inputs import ALWAYS, Subject, as_mask, as_photo, check_fit, ch
 from editkit.app.jobs import Job, Plan, plan, variant
 from editkit.app.loaded import Loaded, compose_for, load_editor, short_name
 from editkit.app.manifest import NAME, Manifest, fingerprint
+from editkit.app.numbers import check_numbers
 from editkit.app.options import EditOptions
 from editkit.app.progress import Progress, remark
 from editkit.data.files import check_replaceable, check_writable, write_png
@@ -156,16 +157,6 @@ def outputs(job: Job, options: EditOptions) -> list[Path]:
         for strength in strengths
         for sample in range(options.samples)
     ]
-
-
-def check_numbers(*, strength: Sequence[float] = (), steps: int | None = None, samples: int = 1) -> None:
-    """Raise a UsageError for a number that no method can work with."""
-    if samples < 1:
-        raise UsageError(f"--samples {samples}: at least 1 result is needed")
-    if steps is not None and steps < 1:
-        raise UsageError(f"--steps {steps}: at least 1 step is needed")
-    if len(set(strength)) < len(strength):
-        raise UsageError(f"--strength is given twice with the same value: {', '.join(f'{value:g}' for value in strength)}")
 
 
 def _run_single(editing: Editing, job: Job) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from editkit.app.edit import check_numbers
 from editkit.app.inputs import check_fit
 from editkit.app.loaded import backbone_name, image_size, load_backbone
+from editkit.app.numbers import check_numbers
 from editkit.app.options import InvertOptions
 from editkit.app.progress import Progress
 from editkit.backbones.base import Backbone
@@ -111,7 +112,12 @@ def invert_images(options: InvertOptions) -> int:
             return key, fit(photo.size, size, options.fit).image(photo)
 
         def work(samples: list[tuple[str, Tensor]]) -> list[Inverted]:
-            return way.invert([image for _, image in samples], [key for key, _ in samples])
+            with warnings.catch_warnings(record=True) as remarks:
+                warnings.simplefilter("always", UserWarning)
+                found = way.invert([image for _, image in samples], [key for key, _ in samples])
+            for message in dict.fromkeys(str(remark.message) for remark in remarks):
+                progress.note(f"{', '.join(key for key, _ in samples)}: {message}")
+            return found
 
         def write(key: str, found: Inverted) -> None:
             calls = f"{found.up} network calls up and {found.down} down"

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from editkit.app.edit import check_numbers
 from editkit.app.loaded import backbone_name, load_backbone
+from editkit.app.numbers import check_numbers
 from editkit.app.options import SampleOptions
 from editkit.app.progress import Progress
 from editkit.backbones.base import Backbone

@@ -1,0 +1,92 @@
+"""`editkit invert`: what it prints, what it writes, and that both are true."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from editkit.app.invert import Way, invert_images
+from editkit.app.options import InvertOptions
+from editkit.backbones.pixel import load_pixel
+from editkit.data.files import provenance
+from editkit.engine.invert import INVERTERS, replay
+from editkit.engine.sample import sample
+from editkit.engine.trajectory import Trajectory
+from editkit.errors import UserError
+from editkit.types import EditRequest
+from tests.app import tiny
+from tests.app.standin import picture, pixels
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return tiny.backbone(tmp_path_factory.mktemp("model"))
+
+
+def options(model: Path, image: Path, **more) -> InvertOptions:
+    return InvertOptions(image=image, overrides=[f"backbone.path={model}"], **more)
+
+
+CALLS = {"ddim": (5, 6), "edit-friendly": (5, 6), "sdedit": (0, 3)}
+
+
+@pytest.mark.parametrize("inverter", CALLS)
+def test_calls_and_the_way_back(model, tmp_path, capsys, inverter):
+    source, out = picture(tmp_path / "a.png", size=(16, 16)), tmp_path / "a.inv.safetensors"
+    assert invert_images(options(model, source, inverter=inverter, steps=6, output=out)) == 0
+    said = capsys.readouterr().out
+    up, down = CALLS[inverter]
+    assert f"{up} network calls up and {down} down" in said
+    figure = float(re.search(r"reconstruction ([\d.]+) dB", said).group(1))
+    trajectory = Trajectory.load(out)
+    assert trajectory.inverter == inverter
+    back = sample(load_pixel(model), **replay(trajectory)).clamp(-1, 1)
+    truth = torch.from_numpy(pixels(source)).permute(2, 0, 1) / 127.5 - 1
+    assert -10 * ((back[0] - truth) / 2).square().mean().log10() == pytest.approx(figure, abs=0.02)
+
+
+def test_a_png_keeps_the_reconstruction_and_a_folder_both(model, tmp_path):
+    source = picture(tmp_path / "a.png", size=(40, 30))
+    invert_images(options(model, source, inverter="edit-friendly", steps=4, output=tmp_path / "back.png"))
+    said = provenance(tmp_path / "back.png")
+    assert said["inverter"] == "edit-friendly" and said["scores"]["network_calls"] == 7
+    assert pixels(tmp_path / "back.png").shape == (16, 16, 3) and said["scores"]["reconstruction_psnr"] > 35
+    invert_images(options(model, source, steps=3, output=tmp_path / "both"))
+    assert sorted(path.name for path in (tmp_path / "both").iterdir()) == ["a.inv.png", "a.inv.safetensors"]
+
+
+def test_the_default_name(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    invert_images(options(model, picture(tmp_path / "in" / "a.jpg"), steps=3))
+    assert (tmp_path / "a.inv.safetensors").is_file()
+    invert_images(options(model, tmp_path / "in" / "a.jpg", steps=4))
+    assert len(Trajectory.load("a.inv.safetensors").levels) == 5, "an own result is replaced"
+    (tmp_path / "a.inv.safetensors").write_bytes(b"mine")
+    with pytest.raises(UserError, match="not written by editkit"):
+        invert_images(options(model, tmp_path / "in" / "a.jpg", steps=3))
+
+
+def test_a_folder_with_a_bad_picture(model, tmp_path, capsys):
+    for n in range(3):
+        picture(tmp_path / "in" / "sub" / f"{n}.png", n, (20, 16))
+    (tmp_path / "in" / "bad.png").write_text("a text")
+    assert invert_images(options(model, tmp_path / "in", steps=3, output=tmp_path / "out")) == 1
+    assert sorted(path.name for path in (tmp_path / "out" / "sub").glob("*.safetensors")) == [
+        f"{n}.inv.safetensors" for n in range(3)
+    ]
+    assert "failed: bad.png" in capsys.readouterr().err
+
+
+def test_a_picture_alone_and_in_a_batch_has_the_same_trajectory(model):
+    """Noise belongs to the picture's key, not to its place."""
+    backbone = load_pixel(model)
+    way = Way(backbone, INVERTERS["edit-friendly"](), backbone.schedule.levels(5), EditRequest("", seed=3))
+    images = [torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(n)) * 2 - 1 for n in range(3)]
+    together = way.invert(images, ["a", "b", "c"])
+    alone = way.invert(images[1:2], ["b"])[0]
+    assert np.allclose(together[1].trajectory.x, alone.trajectory.x, atol=1e-4)
+    assert not np.allclose(way.invert(images[1:2], ["x"])[0].trajectory.x, alone.trajectory.x, atol=1e-2)
