@@ -30,6 +30,7 @@ from editkit.training.method import Artefact, Method
 
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.5
 FACTORS = dict(CATEGORICAL) | {"age": ("young", "grown", "old")}
+EMPHASIS = {"expression": 5.0, "age": 2.0}  # few pixels, but what most edits are about
 
 
 class ToyClip(Method):
