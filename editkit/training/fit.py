@@ -18,7 +18,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
-from editkit.errors import UserError
+from editkit.errors import UsageError, UserError
 from editkit.training.method import Method
 from editkit.training.metrics_csv import CsvLog
 from editkit.training.order import Order, batches
@@ -67,6 +67,8 @@ def fit(
     Raises:
         UserError: nothing to train or to train on, a run directory in use, a gradient that is not finite, a full disk.
     """
+    if not method.trainable():
+        raise UsageError(f"{title} has nothing to train; use it as it is with editkit edit")
     if len(dataset) == 0:
         raise UserError("the training set holds no images; give another data.root or data.train")
     began = time.monotonic()

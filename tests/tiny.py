@@ -1,0 +1,158 @@
+"""Networks and data so small that any recipe can be built and trained in a test: random weights in the real layouts.
+
+`shrink` turns a recipe into the overrides that make it tiny. It knows editkit's own loaders and data modules; what only
+one recipe has, its header says in a comment of its own:
+
+    # tiny: method.width=8 method.tables=null
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from editkit import recipe
+from editkit.recipe_checks import missing, sections
+
+SIDE = 16  # pixels
+LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+LOADERS = {
+    "editkit.backbones.pixel.load_pixel": "ddpm",
+    "editkit.backbones.clip.load_clip": "clip",
+    "editkit.backbones.features.load_perceptual": "perceptual",
+    "editkit.backbones.features.load_identity": "identity",
+}
+TEXTS = {"prompt": "a smiling face", "source_prompt": "a face"}
+
+
+def write_all(folder: Path) -> Path:
+    """Write one of each network and a folder of pictures."""
+    write_pixel(folder / "ddpm")
+    write_clip(folder / "clip")
+    write_features(folder)
+    write_images(folder / "images")
+    return folder
+
+
+def write_pixel(folder: Path) -> Path:
+    """Write a UNet2DModel of 16 x 16 pixels with its scheduler."""
+    from diffusers import DDPMScheduler, UNet2DModel
+
+    torch.manual_seed(0)
+    UNet2DModel(
+        sample_size=SIDE,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=8,
+        norm_num_groups=4,
+    ).save_pretrained(folder / "unet")
+    DDPMScheduler(prediction_type="v_prediction", clip_sample=False).save_pretrained(folder / "scheduler")
+    return folder
+
+
+def write_clip(folder: Path) -> Path:
+    """Write a CLIPModel for 16 x 16 pixels whose tokenizer spells."""
+    from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+
+    torch.manual_seed(0)
+    words = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer(vocab={word: index for index, word in enumerate(words)}, merges=[])
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "projection_dim": 16}
+    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}
+    text = CLIPTextConfig(**tower, **ids, vocab_size=len(words), max_position_embeddings=77)
+    vision = CLIPVisionConfig(**tower, image_size=SIDE, patch_size=8)
+    CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=16)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_features(folder: Path) -> None:
+    """Write a perceptual, an identity and an oracle network."""
+    from editkit.backbones.features import IdentityNet, PerceptualNet
+    from editkit.data.toyworld.faces import CATEGORICAL, CONTINUOUS
+    from editkit.metrics.oracle import Oracle
+
+    torch.manual_seed(0)
+    PerceptualNet(channels=(8, 16, 16)).save(folder / "perceptual")
+    IdentityNet(channels=(8, 16, 16), dim=8, image_size=SIDE).save(folder / "identity")
+    Oracle(CATEGORICAL, CONTINUOUS).save(folder / "oracle")
+
+
+def write_images(folder: Path, count: int = 8) -> Path:
+    """Write pictures as PNG files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(folder / f"{index}.png")
+    return folder
+
+
+def shrink(name: str, folder: Path) -> list[str]:
+    """Return the overrides that make a recipe tiny, `recipe=name` first; `folder` is that of `write_all`."""
+    plain = OmegaConf.to_container(recipe.compose([f"recipe={name}"]))
+    assert isinstance(plain, dict)
+    changes: dict[str, Any] = {}
+    for place, section in sections(plain):
+        if section["_target_"] in LOADERS:
+            changes[f"{place}.path"] = folder / LOADERS[section["_target_"]]
+    changes |= {place: folder / value.rpartition("-")[2] for place, value in _bundled(plain) if place not in changes}
+    changes |= {f"data.{key}": 8 for key in ("train", "validation", "test") if key in plain["data"]}
+    changes |= {
+        key: value for key, value in {"data.size": SIDE, "data.root": folder / "images"}.items() if key[5:] in plain["data"]
+    }
+    changes |= {f"method.{key}": f"'{TEXTS[key]}'" for key in TEXTS if f"method.{key}" in missing(plain)}
+    changes |= {"trainer.steps": 8, "trainer.images": "null", "trainer.batch_size": 2, "trainer.accumulate": 1}
+    changes |= {"trainer.devices": 1, "trainer.num_nodes": 1, "trainer.num_workers": 0, "trainer.accelerator": "cpu"}
+    changes |= {"trainer.sample_every": 0, "trainer.log_every": 1}
+    text = recipe.recipe_file(name).read_text(encoding="utf-8")
+    own = [word for line in re.findall(r"^# tiny: (.*)$", text, flags=re.MULTILINE) for word in line.split()]
+    changes |= dict(word.split("=", 1) for word in own)
+    return [f"recipe={name}", *(f"{key}={value}" for key, value in changes.items())]
+
+
+def _bundled(node: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, name) of every bundled network that a configuration names, outside its card."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            if where or key != "card":
+                yield from _bundled(value, f"{where}.{key}".lstrip("."))
+    elif isinstance(node, str) and node.startswith("editkit:"):
+        yield where, node
+
+
+def request(key: str = "a.png", **changes: Any) -> Any:
+    """Return a request with every input that an editor could need."""
+    from editkit.types import EditRequest
+
+    noise = torch.Generator().manual_seed(len(key))
+    picture = torch.rand(3, SIDE, SIDE, generator=noise) * 2 - 1
+    mask = torch.zeros(1, SIDE, SIDE)
+    mask[:, 4:12, 4:12] = 1
+    given = {
+        "image": picture,
+        "mask": mask,
+        "references": [picture.flip(2)],
+        "reference_masks": [mask],
+        "prompt": TEXTS["prompt"],
+        "source_prompt": TEXTS["source_prompt"],
+        "instruction": "make it smile",
+        "sketch": picture.mean(0, keepdim=True),
+        "segmentation": mask,
+        "stroke": picture,
+        "box": (4.0, 4.0, 12.0, 12.0),
+        "labels": "mouth",
+        "example_before": picture,
+        "example_after": picture.flip(2),
+        "steps": 4,
+    }
+    return EditRequest(key, **{**given, **changes})
