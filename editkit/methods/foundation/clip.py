@@ -123,10 +123,11 @@ class ToyClip(Method):
 
     def _factor_loss(self, pooled: Tensor, faces: Sequence[Face]) -> Tensor:
         parts = self.factor_head(pooled).split([len(values) for values in FACTORS.values()], dim=1)
-        costs = [
-            F.cross_entropy(part, factor_classes(name, faces).to(part.device)) for name, part in zip(FACTORS, parts, strict=True)
-        ]
-        return torch.stack(costs).mean()
+        costs = {
+            name: F.cross_entropy(part, factor_classes(name, faces).to(part.device))
+            for name, part in zip(FACTORS, parts, strict=True)
+        }
+        return torch.stack([EMPHASIS.get(name, 1.0) * cost for name, cost in costs.items()]).sum() / len(FACTORS)
 
     def _guided_captions(self) -> tuple[list[str], list[str]]:
         """The source prompt and the prompt of every named edit, all in one template, as directional losses use them."""
