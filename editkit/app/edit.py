@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from PIL import Image
+
 from editkit.app.editing import Edited, edit_batch, warning
-from editkit.app.inputs import ALWAYS, Subject, as_mask, as_photo, check_fit, check_inputs, subject
+from editkit.app.inputs import ALWAYS, Subject, check_fit, check_inputs, subject
 from editkit.app.jobs import Job, Plan, plan, variant
 from editkit.app.loaded import Loaded, compose_for, load_editor, short_name
 from editkit.app.manifest import NAME, Manifest, fingerprint
@@ -17,6 +20,7 @@ from editkit.app.numbers import check_numbers
 from editkit.app.options import EditOptions
 from editkit.app.progress import Progress, remark
 from editkit.data.files import check_replaceable, check_writable, write_png
+from editkit.data.fit import to_pil
 from editkit.engine.stream import stream
 from editkit.errors import UsageError, UserError
 
@@ -39,9 +43,12 @@ def edit_images(options: EditOptions) -> int:
     planned = plan(options, name=short_name(name), wants={*ALWAYS, *needs, *takes})
     # A prompt may also choose among trained parts; whether it does is known once they are found.
     _check_jobs(planned, name, needs, (*takes, "prompt"))
+    if options.offload not in (None, "none"):
+        raise UsageError(f"--offload {options.offload}: {name} has no parts that could wait in main memory; leave it out")
     check_fit(options.fit, any("mask" in job.files for job in planned.jobs))
     if planned.folder is None:
-        _check_pictures(planned.jobs[0])
+        job = planned.jobs[0]  # a bad picture costs no loading of models
+        subject(job.key, job.image, job.files, job.texts, (64, 64), how=options.fit)
     _check_outputs(planned, options)
     loaded = load_editor(cfg, name, weights=options.weights, prompt=options.prompt, device=options.device, dtype=options.dtype)
     if not loaded.targets:
@@ -82,11 +89,13 @@ class Editing:
 
     def done(self, job: Job) -> bool:
         """Say whether a job's results are there already."""
+        paths = outputs(job, self.options)
+        if self.manifest is None or not all(path.is_file() for path in paths):
+            return False
         try:
-            digest = fingerprint(self._settings(job), job.paths())
+            return self.manifest.done(job.key, fingerprint(self._settings(job), job.paths()), paths)
         except UserError:
             return False  # reading it will say what is wrong
-        return self.manifest is not None and self.manifest.done(job.key, digest, outputs(job, self.options))
 
     def read(self, job: Job) -> Task:
         """Return a job's request.
@@ -121,8 +130,12 @@ class Editing:
         """Paste and write a job's results, then list it as done."""
         task, edited = result
         paths = outputs(job, self.options)
-        for path, one in zip(paths, edited, strict=True):
+        for path, one in zip(paths, edited, strict=False):
             write_png(path, task.subject.finished(one.image).pil(), self._provenance(task, one))
+        if len(paths) > len(edited):
+            write_png(
+                paths[-1], strip(task.subject, edited), self._provenance(task, edited[0]) | {"strength": self.options.strength}
+            )
         if self.manifest is not None:
             self.manifest.add(job.key, task.digest, paths)
 
@@ -150,13 +163,24 @@ class Editing:
 
 
 def outputs(job: Job, options: EditOptions) -> list[Path]:
-    """Return the files of a job's results, in the order of `edit_batch`."""
+    """Return the files of a job's results, in the order of `edit_batch`, and after them the strip of several strengths."""
     strengths: Sequence[float | None] = options.strength or [None]
-    return [
+    paths = [
         variant(job.output, strengths, strength, options.samples, sample)
         for strength in strengths
         for sample in range(options.samples)
     ]
+    return [*paths, job.output.with_name(f"{job.output.stem}.strip.png")] if len(strengths) > 1 else paths
+
+
+def strip(subject: Subject, edited: Sequence[Edited]) -> Image.Image:
+    """Return a row of pictures at the model's size for each sample: the source, then its results by rising strength."""
+    source = [] if subject.request.image is None else [subject.request.image]
+    ranked = sorted(edited, key=lambda one: (one.sample, one.strength or 0.0))
+    rows = [
+        [*source, *(one.image for one in ranked if one.sample == sample)] for sample in sorted({one.sample for one in edited})
+    ]
+    return to_pil(torch.cat([torch.cat(row, dim=2) for row in rows], dim=1))
 
 
 def _run_single(editing: Editing, job: Job) -> int:
@@ -230,14 +254,6 @@ def _check_jobs(planned: Plan, name: str, needs: Collection[str], takes: Collect
         raise next(iter(wrong.values()))
     planned.jobs[:] = [job for job in planned.jobs if job.key not in wrong]
     planned.broken.update({key: str(error) for key, error in wrong.items()})
-
-
-def _check_pictures(job: Job) -> None:
-    """Read a single picture and its mask now, so that a bad one costs no loading of models."""
-    if job.image is not None:
-        photo = as_photo(job.image)
-        for mask in job.files.get("mask", ()):
-            as_mask(mask, photo)
 
 
 def _check_outputs(planned: Plan, options: EditOptions) -> None:

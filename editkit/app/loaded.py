@@ -152,8 +152,8 @@ def reconstruction_psnr(cfg: DictConfig) -> float | None:
     from editkit.backbones.assets import resolve
 
     try:
-        path = resolve(str(cfg.backbone.path)) / "card.json"
-        figure = json.loads(path.read_text(encoding="utf-8"))["figures"]["reconstruction_psnr"]
+        card = json.loads((resolve(str(cfg.backbone.path)) / "card.json").read_text(encoding="utf-8"))
+        figure = (card.get("figures") or card)["reconstruction_psnr"]
     except (OSError, UserError, KeyError, TypeError, ValueError, AttributeError):
         return None  # not every backbone has a card
     return float(figure)

@@ -232,7 +232,7 @@ def _rgb(image: Image.Image, name: str) -> tuple[Image.Image, bytes | None]:
 
 def _without_profile(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "LAB":
-        return _convert(image, ImageCms.createProfile("LAB"), _srgb())
+        return _convert(image, ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")), _srgb())
     if image.mode in ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr"):
         # By way of RGBA where colours are premultiplied or transparent, so that hidden colours come out as stored.
         return image.convert("RGBA").convert("RGB") if image.has_transparency_data else image.convert("RGB")

@@ -67,10 +67,13 @@ def test_strengths_and_samples_share_one_preparation(editor, tmp_path):
     source = picture(tmp_path / "a.png", size=(32, 32))
     edit_images(options(source, strength=[0.0, 1.0, -0.5], samples=2, output=tmp_path / "o.png"))
     names = sorted(path.name for path in tmp_path.glob("o*.png"))
-    assert names == sorted(f"o.strength{s}.{n}.png" for s in ("+0", "+1", "-0.5") for n in (1, 2))
+    assert names == sorted(["o.strip.png", *(f"o.strength{s}.{n}.png" for s in ("+0", "+1", "-0.5") for n in (1, 2))])
     assert editor.prepared == 1
     assert np.array_equal(pixels(tmp_path / "o.strength+0.1.png"), pixels(source))
     assert np.array_equal(pixels(tmp_path / "o.strength+1.2.png"), 255 - pixels(source))
+    strip = pixels(tmp_path / "o.strip.png")
+    assert strip.shape == (2 * 32, 4 * 32, 3), "a row a sample: source, -0.5, 0, 1"
+    assert np.array_equal(strip[:32, :32], pixels(source)) and np.array_equal(strip[32:, 96:], 255 - pixels(source))
     said = provenance(tmp_path / "o.strength-0.5.2.png")
     assert (said["strength"], said["sample"]) == (-0.5, 1)
 

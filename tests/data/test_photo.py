@@ -122,6 +122,12 @@ def test_cmyk_becomes_rgb(tmp_path):
     assert photo.rgb.shape == (8, 8, 3) and photo.profile is None
 
 
+def test_lab_becomes_rgb(tmp_path):
+    lab = ImageCms.profileToProfile(scene(), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB")
+    read = read_photo(save(tmp_path, lab, "a.tiff")).rgb
+    assert np.abs(read.astype(int) - np.asarray(scene()).astype(int)).mean() < 3
+
+
 # Alpha.
 
 
