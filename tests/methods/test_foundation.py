@@ -51,6 +51,17 @@ def test_the_target_of_each_parameterization_leads_back_to_the_image(kind: str) 
     assert not torch.allclose(flipped.x0, x0, atol=0.1)
 
 
+def test_focused_times_lie_where_images_take_shape() -> None:
+    torch.manual_seed(0)
+    method = diffusion()
+    uniform = torch.cat([method._times(32) for _ in range(50)])
+    method.focus = 0.8
+    focused = torch.cat([method._times(32) for _ in range(50)])
+    assert abs((uniform >= 500).float().mean() - 0.5) < 0.02
+    assert 0.1 < (focused >= 500).float().mean() < 0.2 and focused.max() > 950
+    assert min(uniform.min(), focused.min()) >= 0 and max(uniform.max(), focused.max()) <= 999
+
+
 def test_diffusion_exports_what_it_trained(tmp_path) -> None:
     method = diffusion()
     method.freeze_rest()
