@@ -84,8 +84,7 @@ class Photo:
         if self.profile is not None:
             colours = np.asarray(_convert(Image.fromarray(colours), _srgb(), _profile(self.profile)))
         rgb = self.rgb.copy()
-        part = rgb[top:bottom, left:right]
-        part[chosen] = colours[chosen]
+        np.copyto(rgb[top:bottom, left:right], colours, where=chosen[..., None])
         return replace(self, rgb=rgb)
 
     def pil(self) -> Image.Image:
