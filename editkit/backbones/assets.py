@@ -22,7 +22,7 @@ def bundled() -> list[str]:
 
 
 def resolve(path: str | Path, *, download: bool = False, revision: str | None = None) -> Path:
-    """Return the local folder of some weights: a bundled name, a folder, or a hub name that is already on this machine.
+    """Return the local folder (or file) of some weights: a bundled name, a folder, or a hub name that is already on this machine.
 
     A hub name ("google/ddpm-ema-church-256") is looked up in $EDITKIT_WEIGHTS, then in the Hugging Face cache; the
     network is used only with `download`.
@@ -50,7 +50,7 @@ def _assets() -> Path:
 
 def _bundled_folder(name: str) -> Path:
     folder = _assets() / name.removeprefix(PREFIX)
-    if not folder.is_dir():
+    if not folder.exists():
         raise UserError(
             f"no bundled weights named {name}.{suggestion(name, [PREFIX + n for n in bundled()])} Bundled are: {_listed()}"
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from editkit.backbones.assets import resolve
 from editkit.errors import UserError
@@ -92,12 +94,25 @@ def load_clip(path: str | Path = "editkit:toy-clip", *, download: bool = False, 
     """
     folder = resolve(path, download=download, revision=revision)
     try:
-        model = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+        with _no_progress_bar():
+            model = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
         tokenizer = CLIPTokenizer.from_pretrained(folder)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{folder} does not hold a CLIPModel with its tokenizer: {str(error).splitlines()[0]}") from error
     _check_end_token(folder, model, tokenizer)
     return ClipEncoder(model, tokenizer, _preprocess_of(folder, model.config.vision_config.image_size))
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    # a bar for 0.1 s of loading would stand between the lines of a command's own output
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _check_end_token(folder: Path, model: CLIPModel, tokenizer: CLIPTokenizer) -> None:

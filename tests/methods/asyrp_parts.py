@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
@@ -10,8 +11,12 @@ from diffusers import UNet2DModel
 
 from editkit.backbones.features import PerceptualNet
 from editkit.backbones.pixel import PixelBackbone
+from editkit.engine.invert import DDIM
+from editkit.engine.sample import sample
 from editkit.engine.schedule import Schedule
-from editkit.methods.weakly_supervised.asyrp import Asyrp
+from editkit.methods.weakly_supervised.asyrp import Asyrp, AsyrpEditor
+from editkit.methods.weakly_supervised.asyrp.process import Attribute, Phases
+from editkit.networks.delta import DdpmDelta
 from editkit.training.plan import Plan
 from editkit.training.stepper import Stepper
 from editkit.types import EditRequest
@@ -99,3 +104,24 @@ def ready(method: Asyrp, **plan) -> Asyrp:
     method.stepper = Stepper(method, Plan(**{"steps": 100, "batch_size": 2} | plan))
     method.stepper.make_optimizers()
     return method
+
+
+def delta_of(backbone, seed=0):
+    torch.manual_seed(seed)
+    block = DdpmDelta(backbone.bottleneck_shape[0], backbone.time_width).requires_grad_(False)
+    return lambda h, temb, t: block(h, temb)
+
+
+def attribute(backbone, seed=0, t_edit=400.0, **changes):
+    phases = Phases(t_edit, changes.pop("t_boost", 0.0), changes.pop("t_max", math.inf))
+    return Attribute(f"attribute {seed}", delta_of(backbone, seed), phases, 6, **changes)
+
+
+def editor_of(backbone, *attributes, **settings):
+    return AsyrpEditor(backbone, attributes, **({"n_inv": 6, "n_test": 6, "measure": False} | settings))
+
+
+def reconstruction(backbone, images, n=6):
+    levels = backbone.schedule.levels(n)
+    with torch.no_grad():
+        return sample(backbone, DDIM(query="source").invert(backbone, images.images, levels).x, levels)
