@@ -158,13 +158,15 @@ class Schedule:
         """Return the levels of the given rising times, plus the clean end at index 0 (see `levels`).
 
         Raises:
-            UsageError: times that do not rise, or an unknown clean end.
+            UsageError: times that do not rise or leave the schedule, or an unknown clean end.
         """
+        if not 0 <= times[0] <= times[-1] <= len(self) - 1:
+            raise UsageError(f"times must lie between 0 and {len(self) - 1}, got {times[0]} to {times[-1]}")
         if any(b <= a for a, b in itertools.pairwise(times)):
             raise UsageError(f"times must rise from the clean end to the noisy end, got {list(times)}")
         if clean not in ("one", "ab0"):
             raise UsageError(f"unknown clean end {clean!r}: choose from one, ab0")
-        queried = [float(self.alpha_bar(float(t))) for t in times]
+        queried = self.alpha_bar(torch.tensor(times, dtype=torch.float64)).tolist()
         end = 1.0 if clean == "one" else float(self.table[0])
         if clean == "ab0" and times[0] == 0:
             return Levels(tuple(queried), tuple(map(float, times)))

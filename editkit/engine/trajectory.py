@@ -117,42 +117,37 @@ class Trajectory:
         """
         path = Path(path)
         try:
-            with safetensors.safe_open(path, "pt") as file:
-                config = json.loads((file.metadata() or {})["editkit"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            walked = config["levels"]
-            own = Levels(tuple(walked["alpha_bar"]), tuple(walked["times"]), walked["entry"])
-            whole = (
-                config["format"] == _FORMAT
-                and config["levels_digest"] == own.digest()
-                and config["content"] == fingerprint(tensors)
-            )
+            found, whole = _read(path)
         except FileNotFoundError as error:
             raise UserError(f"{path} does not exist: write it with `editkit invert --image FILE -o {path}`") from error
         except (OSError, KeyError, ValueError, TypeError, safetensors.SafetensorError) as error:
             raise UserError(f"{path} is not a trajectory written by `editkit invert`, or it is damaged") from error
         if not whole:
             raise UserError(f"{path} is damaged or from another version of editkit: invert the image again")
-        if levels is not None and levels.digest() != own.digest():
+        if levels is not None and levels.digest() != found.levels.digest():
+            there, asked = (f"{len(each)} levels up to time {each.times[-1]:g}" for each in (found.levels, levels))
             raise UserError(
-                f"{path} was inverted on {len(own)} levels up to time {own.times[-1]:g}, not the {len(levels)} up to time "
-                f"{levels.times[-1]:g} asked for: use the same steps and spacing, or invert the image again"
+                f"{path} was inverted on {there}, not the {asked} of this run: use the same steps and spacing, or invert the image again"
             )
-        return Trajectory(
-            own,
-            config["start"],
-            _numbered(tensors, "state."),
-            _numbered(tensors, "noise."),
-            config["inverter"],
-            config["settings"],
-            config["calls"],
-            config["report"],
-        )
+        return found
 
     def _map(self, fn: Any, report: dict[str, list[float]]) -> Trajectory:
         states = {i: fn(tensor) for i, tensor in self.states.items()}
         noises = {i: fn(tensor) for i, tensor in self.noises.items()}
         return Trajectory(self.levels, self.start, states, noises, self.inverter, self.settings, self.calls, report)
+
+
+def _read(path: Path) -> tuple[Trajectory, bool]:
+    """Return what a file holds, and whether its digests agree with it."""
+    with safetensors.safe_open(path, "pt") as file:
+        config = json.loads((file.metadata() or {})["editkit"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    walked = config["levels"]
+    levels = Levels(tuple(walked["alpha_bar"]), tuple(walked["times"]), walked["entry"])
+    states, noises = _numbered(tensors, "state."), _numbered(tensors, "noise.")
+    rest = (config[name] for name in ("inverter", "settings", "calls", "report"))
+    digests = config["levels_digest"] == levels.digest() and config["content"] == fingerprint(tensors)
+    return Trajectory(levels, config["start"], states, noises, *rest), config["format"] == _FORMAT and digests
 
 
 def _kind(trajectory: Trajectory) -> tuple[Any, ...]:

@@ -165,6 +165,7 @@ def test_a_diverging_sample_keeps_its_best_iterate_and_warns(x0):
     with pytest.warns(UserWarning, match=r"samples \[1\]"):
         trajectory = FixedPoint(10).invert(Steep(), mixed, levels)
     assert trajectory.report["diverged"][0] == 0 and trajectory.report["diverged"][1] > 0
+    assert trajectory.x.isfinite().all()  # the last iterates run away to infinity
 
 
 def test_calls_of_the_ode_inverters(wavy, x0):
@@ -201,6 +202,16 @@ def test_edit_friendly_noises_reconstruct_exactly(wavy, x0, noise, grid):
     out = sample(wavy, **replay(trajectory), stop=levels.entry)
     assert torch.equal(state, torch.get_rng_state())
     torch.testing.assert_close(out, x0, rtol=1e-10, atol=1e-10)
+
+
+def test_in_sequence_the_way_back_visits_the_same_bits(wavy, x0, noise):
+    """Each corrected state, mean + sigma z, is what the way back computes: rounding cannot drift."""
+    levels, x0 = wavy.schedule.levels(20), x0.float()
+    trajectory = EditFriendly(pivots=True).invert(wavy, x0, levels, noise=noise(x0))
+    visited = {}
+    back = replay(trajectory)
+    sample(wavy, **back | {"on_step": lambda i, j, x, pred: visited.update({j: x})}, stop=2)
+    assert len(visited) == 18 and all(torch.equal(visited[j], trajectory.states[j]) for j in visited)
 
 
 def test_dropping_the_last_noise_is_not_exact(wavy, x0, noise):
@@ -268,6 +279,8 @@ def test_a_noised_start(gaussian, x0, noise):
         if start:
             expected = levels.signal(start) * x0 + levels.noise(start) * drawn(start)
             assert torch.equal(trajectory.x, expected)
+    hundred = gaussian.schedule.levels(100, spacing="leading")
+    assert SDEdit(0.29).invert(gaussian, x0, hundred, noise=drawn).start == 29  # although 100 * 0.29 < 29 in floating point
     assert torch.equal(sample(gaussian, **replay(SDEdit(0.0).invert(gaussian, x0, levels))), x0)
     counted = Calls(gaussian)
     sample(counted, **replay(SDEdit(0.5).invert(gaussian, x0, levels, noise=drawn)))

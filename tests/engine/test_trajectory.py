@@ -72,6 +72,12 @@ def test_damaged_and_foreign_files_are_refused(gaussian, levels, x0, tmp_path):
         path.write_bytes(bad)
         with pytest.raises(UserError, match="damaged"):
             Trajectory.load(path)
+    path.write_bytes(good)
+    with safetensors.safe_open(path, "pt") as file:
+        config = json.loads(file.metadata()["editkit"])
+    save_file({"state.8": x0}, path, {"editkit": json.dumps(config | {"start": 5})})
+    with pytest.raises(UserError, match="damaged"):
+        Trajectory.load(path)
     save_file({"state.8": x0}, path)
     with pytest.raises(UserError, match="not a trajectory"):
         Trajectory.load(path)
