@@ -24,7 +24,7 @@ NETWORK = {
     "up_block_types": ["UpBlock2D", "UpBlock2D"],
     "norm_num_groups": 8,
 }
-WEIGHTS = {"factors": 1.0, "contrast": 1.0, "direction": 1.0, "colour": 1.0}
+TERMS = {"factors": 1.0, "contrast": 1.0, "direction": 1.0, "colour": 1.0}
 
 
 def diffusion(kind: str = "v_prediction") -> PixelDiffusion:
@@ -35,7 +35,7 @@ def diffusion(kind: str = "v_prediction") -> PixelDiffusion:
 @pytest.fixture(scope="module")
 def clip() -> ToyClip:
     torch.manual_seed(0)
-    return ToyClip(width=32, layers=2, image_size=32, dim=16, weights=WEIGHTS)
+    return ToyClip(width=32, layers=2, image_size=32, dim=16, terms=TERMS)
 
 
 @pytest.mark.parametrize("kind", ["v_prediction", "epsilon", "sample"])

@@ -9,7 +9,7 @@ along none of those ways.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
+from editkit.backbones.clip import load_clip
 from editkit.data.items import collate
 from editkit.data.pairs import FacePairs
 from editkit.data.toyworld.captions import PLAIN, TEMPLATES, caption, holds_matrix, unclear_pairs
 from editkit.data.toyworld.faces import CATEGORICAL, Face
 from editkit.data.toyworld.world import EDITS, face_at
 from editkit.losses.templates import TEMPLATES as GUIDANCE_TEMPLATES
+from editkit.training.figures import clip_figures, record
 from editkit.training.method import Artefact, Method
 
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.5
@@ -43,7 +45,8 @@ class ToyClip(Method):
         dim: width of the joint embedding.
         max_length: longest caption in tokens.
         colour_jitter: largest change of brightness, contrast and channel balance in the colour term.
-        weights: of the terms factors, contrast, direction, colour.
+        terms: weights of the terms factors, contrast, direction, colour.
+        weights: folder that the task `measure` reads and whose card it completes.
     """
 
     def __init__(
@@ -56,12 +59,13 @@ class ToyClip(Method):
         dim: int = 128,
         max_length: int = 40,
         colour_jitter: float = 0.25,
-        weights: Mapping[str, float],
+        terms: Mapping[str, float],
+        weights: str = "editkit:toy-clip",
         optimizer: Any = None,
         scheduler: Any = None,
     ):
         super().__init__(optimizer=optimizer, scheduler=scheduler)
-        self.weights, self.colour_jitter, self.max_length = dict(weights), colour_jitter, max_length
+        self.terms, self.colour_jitter, self.max_length, self.weights = dict(terms), colour_jitter, max_length, weights
         self.tokenizer = train_tokenizer(corpus())
         eos = self.tokenizer.eos_token_id
         shared = {"hidden_size": width, "num_attention_heads": width // 32, "intermediate_size": width * 3, "projection_dim": dim}
@@ -96,13 +100,13 @@ class ToyClip(Method):
         ways = F.normalize(torch.stack(targets) - source, dim=1)
         edits = [guided.index(name) for name in batch["edit"]]
         with torch.autocast(images.device.type, enabled=False):
-            terms = {
+            losses = {
                 "factors": self._factor_loss(pooled[: 2 * count], faces),
                 "contrast": self._contrast(words, embeddings[: 2 * count], captions, faces),
                 "direction": _direction_loss(F.normalize(others - seen, dim=1), ways, edits),
                 "colour": F.relu(F.normalize(recoloured - seen[::2], dim=1) @ ways.T).square().sum(1).mean(),
             }
-        return {name: self.weights[name] * value for name, value in terms.items()}
+        return {name: self.terms[name] * value for name, value in losses.items()}
 
     def _see(self, images: Tensor) -> tuple[Tensor, Tensor]:
         pooled = self.clip.vision_model(images).pooler_output
@@ -140,6 +144,10 @@ class ToyClip(Method):
         change = lambda: (torch.rand(shape, device=images.device) - 0.5) * 2 * self.colour_jitter  # noqa: E731
         common = change().mean(1, keepdim=True)
         return (images * (1 + change()) + change() * 0.5 + common).clamp(-1, 1)
+
+    @property
+    def tasks(self) -> dict[str, Callable[[Any], Mapping[str, Any]]]:
+        return {"measure": lambda data: record(self.weights, clip_figures(load_clip(self.weights)))}
 
     def artefacts(self) -> list[Artefact]:
         return []

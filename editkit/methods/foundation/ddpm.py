@@ -7,7 +7,7 @@ eps, v gives a usable x0 at high noise, which is where a small network's colours
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from editkit.backbones.pixel import PixelBackbone, load_pixel, parameterization_of, schedule_of
 from editkit.engine.rng import batch_noise
 from editkit.engine.sample import sample
+from editkit.metrics.oracle import load_oracle
+from editkit.training.figures import diffusion_figures, record
 from editkit.training.method import Artefact, Method
 
 GRID = 16  # images of a sample grid
@@ -33,6 +35,7 @@ class PixelDiffusion(Method):
             2022, table 1); the rest, and all with 0, are uniform. A linear schedule alone spends half of them on pure noise.
         init_from: a pixel-model folder whose weights to start from; None starts from scratch.
         sample_steps: DDIM steps of the sample grids.
+        weights: folder that the task `measure` reads and whose card it completes.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class PixelDiffusion(Method):
         focus: float = 0.0,
         init_from: str | None = None,
         sample_steps: int = 30,
+        weights: str = "editkit:faces-ddpm",
         optimizer: Any = None,
         scheduler: Any = None,
     ):
@@ -54,7 +58,7 @@ class PixelDiffusion(Method):
         self.ddpm = DDPMScheduler(**dict(noise))
         self.noise_schedule = schedule_of(self.ddpm.config)
         self.parameterization = parameterization_of(self.ddpm.config)
-        self.focus, self.sample_steps = focus, sample_steps
+        self.focus, self.sample_steps, self.weights = focus, sample_steps, weights
         table = self.noise_schedule.table
         self.register_buffer("log_sigma", ((1 - table) / table).log().div(2).float(), persistent=False)
 
@@ -96,6 +100,10 @@ class PixelDiffusion(Method):
         self.freeze_rest()  # the backbone froze the network that is being trained
         self.unet.train()
         return images
+
+    @property
+    def tasks(self) -> dict[str, Callable[[Any], Mapping[str, Any]]]:
+        return {"measure": lambda data: record(self.weights, diffusion_figures(load_pixel(self.weights), load_oracle()))}
 
     def artefacts(self) -> list[Artefact]:
         return []

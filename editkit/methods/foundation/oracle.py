@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from editkit.data.pairs import face_named
 from editkit.data.toyworld.faces import CATEGORICAL, CONTINUOUS
 from editkit.engine.invert import DDIM, replay
 from editkit.engine.sample import sample
-from editkit.metrics.oracle import Oracle
+from editkit.metrics.oracle import Oracle, load_oracle
+from editkit.training.figures import oracle_figures, record
 from editkit.training.method import Artefact, Method
 
 
@@ -27,6 +28,7 @@ class FactorReader(Method):
         backbone: the model whose reconstructions are mixed in; None trains on renders alone.
         reconstructions: how many training images to reconstruct once, before training.
         steps: DDIM steps of inversion and reconstruction.
+        weights: folder that the task `measure` reads and whose card it completes.
     """
 
     def __init__(
@@ -35,12 +37,13 @@ class FactorReader(Method):
         backbone: str | None = None,
         reconstructions: int = 0,
         steps: int = 25,
+        weights: str = "editkit:toy-oracle",
         optimizer: Any = None,
         scheduler: Any = None,
     ):
         super().__init__(optimizer=optimizer, scheduler=scheduler)
         self.oracle = Oracle(CATEGORICAL, CONTINUOUS)
-        self.backbone, self.reconstructions, self.steps = backbone, reconstructions, steps
+        self.backbone, self.reconstructions, self.steps, self.weights = backbone, reconstructions, steps, weights
         self.rebuilt: list[tuple[Tensor, Any]] = []
 
     def trainable(self) -> dict[str, Iterable[nn.Parameter]]:
@@ -67,6 +70,14 @@ class FactorReader(Method):
         targets = {name: value.to(images.device) for name, value in self.oracle.targets(faces).items()}
         logits = {name: value.float() for name, value in self.oracle(images).items()}
         return {"factors": self.oracle.loss(logits, targets)}
+
+    @property
+    def tasks(self) -> dict[str, Callable[[Any], Mapping[str, Any]]]:
+        return {"measure": self._measure}
+
+    def _measure(self, data: Any) -> Mapping[str, Any]:
+        denoiser = load_pixel(self.backbone) if self.backbone is not None else None
+        return record(self.weights, oracle_figures(load_oracle(self.weights), denoiser))
 
     def artefacts(self) -> list[Artefact]:
         return []
