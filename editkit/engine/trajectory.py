@@ -127,7 +127,7 @@ class Trajectory:
         if levels is not None and levels.digest() != found.levels.digest():
             there, asked = (f"{len(each)} levels up to time {each.times[-1]:g}" for each in (found.levels, levels))
             raise UserError(
-                f"{path} was inverted on {there}, not the {asked} of this run: use the same steps and spacing, or invert the image again"
+                f"{path} was inverted on {there}, not {asked}: use the same steps and spacing, or invert the image again"
             )
         return found
 

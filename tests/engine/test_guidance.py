@@ -138,6 +138,15 @@ def test_no_graph_is_left_unless_the_caller_wants_one(x0, through_unet):
     with torch.no_grad():
         pred = predict(trained, x0, T, None, guidance)
     assert not pred.x0.requires_grad and not pred.eps.requires_grad and trained.weight.grad is None
+
+    class Talkative(Wavy):
+        def forward(self, x, t, cond=None):
+            pred = super().forward(x, t, cond)
+            return Prediction(pred.x0, pred.eps, logvar=pred.eps, features={"map": pred.eps, "name": "a"})
+
+    with torch.no_grad():
+        pred = predict(Talkative(), x0, T, None, guidance)
+    assert not pred.logvar.requires_grad and not pred.features["map"].requires_grad and pred.features["name"] == "a"
     frozen = Wavy().requires_grad_(False)
     x = x0[:1].clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: predict(frozen, x, T, None, guidance).eps.flatten()[:3], (x,))

@@ -126,7 +126,23 @@ def test_nothing_half_written_is_left(cache, gaussian, levels, x0, monkeypatch):
 
 def test_fingerprints():
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
-    values = [1, 1.0, True, "1", None, [1], [[1]], ["1", "1"], ["11"], {"a": 1}, torch.ones(1), torch.ones(1, 1), b"1"]
+    values = [
+        1,
+        1.0,
+        True,
+        "1",
+        None,
+        [1],
+        [[1]],
+        ["1", "1"],
+        ["11"],
+        {"a": 1},
+        torch.ones(1),
+        torch.ones(1, 1),
+        b"1",
+        torch.zeros(1),
+        torch.zeros(1).int(),
+    ]
     assert len({fingerprint(value) for value in values}) == len(values)
     strided = torch.arange(6).reshape(2, 3)
     assert fingerprint(strided.T) == fingerprint(strided.T.contiguous()) != fingerprint(strided)
