@@ -194,10 +194,20 @@ class Method(lightning.LightningModule):
         assert self.stepper is not None, "the loop sets the stepper before the first batch"
         self.stepper.run(batch)
 
+    def transfer_batch_to_device(self, batch: Mapping[str, Any], device: torch.device, dataloader_idx: int) -> dict[str, Any]:
+        """Move tensors, alone or in lists, and leave everything else as the data set made it (Lightning's hook)."""
+        return {name: _moved(value, device) for name, value in batch.items()}
+
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """Return the optimisers, one per group (Lightning's hook)."""
         assert self.stepper is not None, "the loop sets the stepper before it starts"
         return self.stepper.make_optimizers()
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    return type(value)(_moved(item, device) for item in value) if isinstance(value, (list, tuple)) else value
 
 
 def slug(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import os
 import signal
@@ -197,6 +198,23 @@ def test_precompute_sees_the_data_once_and_changes_nothing(tmp_path):
     run(tmp_path / "a", method)
     run(tmp_path / "b")
     assert method.calls == 1 and final(tmp_path / "a") == final(tmp_path / "b")
+
+
+def test_items_may_hold_anything_beside_tensors(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Face:
+        age: int
+
+    class Faces(Numbers):
+        def __getitem__(self, index):
+            return {**super().__getitem__(index), "face": Face(index), "pair": (torch.ones(1), "a"), "factors": {"age": index}}
+
+    class Looking(Copy):
+        def loss(self, batch):
+            assert isinstance(batch["face"][0], Face) and batch["pair"][0][1] == "a" and "age" in batch["factors"][0]
+            return super().loss(batch)
+
+    run(tmp_path, Looking(), Faces(), precision="bf16", steps=2)
 
 
 def test_an_empty_data_set_is_a_users_error(tmp_path):
