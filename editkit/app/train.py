@@ -56,8 +56,9 @@ def train(options: TrainOptions) -> int:
         return 0
     result = run(configuration(options))
     if is_first_process():
-        seconds = f"{result.outcome.seconds:.0f} s" if result.outcome.steps else "nothing to do"
-        print(f"trained {result.outcome.steps} steps, {result.outcome.images} images ({seconds})")
+        done = result.outcome
+        whole = f"the run has {done.steps} steps and {done.images} images"
+        print(f"trained {done.new_steps} steps in {done.seconds:.0f} s; {whole}")
         for path in result.exported:
             print(f"wrote {path}")
     return 0

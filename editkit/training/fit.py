@@ -34,7 +34,9 @@ class Outcome:
     """How a call of `fit` ended.
 
     Attributes:
+        steps, images: since the run's start.
         seconds: of this call, without the time of earlier, interrupted ones.
+        new_steps: of this call.
         resumed: the checkpoint it continued from.
         stopped_by: name of the signal that ended it early; the same call continues.
     """
@@ -42,6 +44,7 @@ class Outcome:
     steps: int
     images: int
     seconds: float
+    new_steps: int
     resumed: Path | None = None
     stopped_by: str | None = None
 
@@ -82,7 +85,8 @@ def fit(
     with own, announced(run), _quiet():
         trainer = _trainer(method, plan, run, session, loggers)
         trainer.fit(method, datamodule=_Feed(dataset, stepper, seed))
-    return Outcome(stepper.steps, stepper.images, time.monotonic() - began, session.resumed, session.stopped_by)
+    seconds, new_steps = time.monotonic() - began, stepper.steps - session.began_at
+    return Outcome(stepper.steps, stepper.images, seconds, new_steps, session.resumed, session.stopped_by)
 
 
 def _trainer(method: Method, plan: Plan, run: RunDir, session: Session, loggers: Sequence[Logger]) -> lightning.Trainer:

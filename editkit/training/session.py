@@ -44,7 +44,7 @@ class Session(Callback):
         self.stopped_by: str | None = None
         self.flag = StopFlag()
         self.display: Display | None = None
-        self.seen = 0  # steps at the last boundary
+        self.began_at = self.seen = 0  # steps at the start of this process, and at the last boundary
         self.saved_at = self.logged_at = time.monotonic()
         self.logged_images = 0
 
@@ -61,7 +61,8 @@ class Session(Callback):
             seed_all(derive(self.seed, "train", trainer.global_rank))
         else:
             self._restore(trainer, self.resumed)
-        self.seen, self.logged_images = self.stepper.steps, self.stepper.images
+        self.began_at = self.seen = self.stepper.steps
+        self.logged_images = self.stepper.images
         for logger in trainer.loggers:
             if isinstance(logger, CsvLog):
                 logger.rewind(self.stepper.steps)
