@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,7 +71,7 @@ class AsyrpEditor(Editor):
         self.backbone = backbone
         self.attributes = gated(attributes, gating)
         self.n_inv, self.n_test = n_inv, n_test
-        self.cache, self.measure = cache, measure
+        self.invert, self.measure = inverting(backbone, cache), measure
 
     @torch.no_grad()
     def prepare(self, requests: Sequence[EditRequest]) -> Inverted:
@@ -80,7 +80,7 @@ class AsyrpEditor(Editor):
         x, calls, quality = torch.empty_like(images), [0] * len(requests), [math.nan] * len(requests)
         for steps, rows in _by_steps(requests, self.n_inv):
             levels = self.backbone.schedule.levels(steps)
-            x[rows] = invert(self.backbone, images[rows], levels, self.cache)
+            x[rows] = self.invert(images[rows], levels)
             again = self.reconstruct(requests, x, rows) if self.measure else None
             for place, row in enumerate(rows):
                 calls[row] = steps - 1
@@ -137,12 +137,20 @@ class AsyrpEditor(Editor):
         return generate(self.backbone, self.attributes, strengths, x, levels, requests, start=start, stop=stop)
 
 
-def invert(backbone: Backbone, images: Tensor, levels: Levels, cache: InversionCache | None = None) -> Tensor:
-    """Return the states of images (B, 3, H, W) at the noisiest level, from the cache where it has them."""
-    if cache is None:
-        return INVERTER.invert(backbone, backbone.encode(images), levels).x
-    dtype = next(backbone.parameters()).dtype
-    return cache.invert(INVERTER, backbone, backbone.encode(images), levels, weights=backbone.digest(), dtype=dtype).x
+def inverting(backbone: Backbone, cache: InversionCache | None = None) -> Callable[[Tensor, Levels], Tensor]:
+    """Return (images (B, 3, H, W), levels) -> their states at the noisiest level, from the cache where it has them."""
+    weights: list[str] = []  # hashed at the first use, once: the backbone is frozen
+
+    def invert(images: Tensor, levels: Levels) -> Tensor:
+        x0 = backbone.encode(images)
+        if cache is None:
+            return INVERTER.invert(backbone, x0, levels).x
+        if not weights:
+            weights.append(backbone.digest())
+        dtype = next(backbone.parameters()).dtype
+        return cache.invert(INVERTER, backbone, x0, levels, weights=weights[0], dtype=dtype).x
+
+    return invert
 
 
 def attribute_of(artefact: Artefact, backbone: Backbone) -> Attribute:

@@ -19,7 +19,7 @@ from editkit.errors import UsageError, UserError, suggestion
 from editkit.losses.clip_direction import DirectionalClip, log_distance
 from editkit.losses.perceptual import FeatureStages
 from editkit.methods.weakly_supervised.asyrp import tasks
-from editkit.methods.weakly_supervised.asyrp.editor import AsyrpEditor, attribute_of, device_of, invert
+from editkit.methods.weakly_supervised.asyrp.editor import AsyrpEditor, attribute_of, device_of, inverting
 from editkit.methods.weakly_supervised.asyrp.process import Attribute, Phases, Sources, Tables
 from editkit.networks.delta import DELTAS
 from editkit.training.method import Artefact, Method, OptimizerFactory, SchedulerFactory, Update
@@ -102,6 +102,7 @@ class Asyrp(Method):
         self.clip_weight, self.l1_weight, self.clip_source = clip_weight, l1_weight, clip_source
         self.gating, self.measure = gating, measure
         self.cache = InversionCache(Path(cache)) if cache else None
+        self.invert = inverting(backbone, self.cache)
         self.attribute_paths, self.strengths = tuple(attributes), tuple(strengths)
         self.task_images, self.run_dir = task_images, Path(run_dir)
         self.delta = DELTAS[backbone.style](backbone.bottleneck_shape[0], backbone.time_width, zero_init=zero_init)
@@ -163,7 +164,7 @@ class Asyrp(Method):
     def compute_sources(self, images: Tensor) -> Sources:
         """Invert images (B, 3, H, W) and walk them down without an edit."""
         images = images.to(device_of(self.backbone))
-        x = invert(self.backbone, images, self.backbone.schedule.levels(self.n_inv), self.cache)
+        x = self.invert(images, self.backbone.schedule.levels(self.n_inv))
         first, last = self.edited[0], self.edited[-1]
         enter = sample(self.backbone, x, self.levels, stop=first)
         estimates: list[Tensor] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -152,8 +153,8 @@ def mean_shifts(editor: AsyrpEditor, artefact: Artefact, batches: Sequence[Seque
         sums[t] = sums.get(t, 0) + shift.double().sum(0).cpu()
         return shift
 
-    watched = AsyrpEditor(editor.backbone, [replace(attribute, delta=recorded)], n_inv=editor.n_inv, n_test=editor.n_test)
-    watched.cache, watched.measure = editor.cache, False
+    watched = copy(editor)
+    watched.attributes, watched.measure = [replace(attribute, delta=recorded)], False
     for requests in batches:
         watched.edit(requests)
     times = sorted(sums)
