@@ -222,6 +222,12 @@ def test_an_interrupt_stops_at_once_and_keeps_what_is_written():
             raise KeyboardInterrupt
         return doubled(samples)
 
+    def decode(item):
+        time.sleep(0.2 if item >= 12 else 0)  # read ahead, and of no use to anyone after the interrupt
+        return item
+
+    start = time.perf_counter()
     with pytest.raises(KeyboardInterrupt):
-        stream(range(1000), decode=lambda item: item, work=work, write=store.write, batch_size=4)
+        stream(range(1000), decode=decode, work=work, write=store.write, batch_size=4, threads=1)
     assert sorted(store) == list(range(8))
+    assert time.perf_counter() - start < 1.2  # eight more reads would take 1.6 s
