@@ -44,6 +44,8 @@ class Asyrp(Method):
         tables: distances along the inversion: a file that the task `calibrate` wrote, or the same as a mapping.
         edit_threshold, boost_threshold: distances that decide t_edit (times the texts' cosine) and t_boost.
         clip_weight, l1_weight: of the two losses; the second also times the texts' cosine.
+        text_cosine: the texts' cosine that both weigh with; None = the CLIP's own. A CLIP trained on other data than the
+            published ones may spread texts so far that the cosine is negative, and the second loss would push away.
         clip_source: image that the CLIP direction starts from: "x0" the real one (released code), "p_src" the frozen
             model's estimate at the same time (the paper's equation).
         zero_init: start from no shift.
@@ -75,6 +77,7 @@ class Asyrp(Method):
         boost_threshold: float = 1.2,
         clip_weight: float = 0.8,
         l1_weight: float = 3.0,
+        text_cosine: float | None = None,
         clip_source: str = "x0",
         zero_init: bool = False,
         gating: str = "own",
@@ -100,7 +103,7 @@ class Asyrp(Method):
         self.t_edit, self.t_boost, self.t_max = t_edit, t_boost, t_max
         self.tables, self.edit_threshold, self.boost_threshold = tables, edit_threshold, boost_threshold
         self.clip_weight, self.l1_weight, self.clip_source = clip_weight, l1_weight, clip_source
-        self.gating, self.measure = gating, measure
+        self.given_cosine, self.gating, self.measure = text_cosine, gating, measure
         self.cache = InversionCache(Path(cache)) if cache else None
         self.invert = inverting(backbone, self.cache)
         self.attribute_paths, self.strengths = tuple(attributes), tuple(strengths)
@@ -130,7 +133,7 @@ class Asyrp(Method):
     def compare_texts(self) -> float:
         """Load the CLIP, keep the direction between the texts, and return their cosine."""
         self.direction = DirectionalClip(self.make_clip().to(device_of(self.backbone)), self.source_prompt, self.prompt)
-        self.text_cosine = self.direction.text_cosine
+        self.text_cosine = self.direction.text_cosine if self.given_cosine is None else self.given_cosine
         return self.text_cosine
 
     def trainable(self) -> dict[str, Iterable[nn.Parameter]]:
