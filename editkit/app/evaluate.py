@@ -17,7 +17,7 @@ from editkit.app.judges import Judges, load_judges, score
 from editkit.app.loaded import Loaded, assets_folder, compose_for, load_editor, short_name
 from editkit.app.options import EvaluateOptions
 from editkit.app.progress import Progress
-from editkit.app.tables import terminal_table
+from editkit.app.tables import insert, markdown_table, terminal_table
 from editkit.app.trial import Trial, summary
 from editkit.app.verdict import write
 from editkit.data.files import check_writable
@@ -59,6 +59,8 @@ def evaluate(options: EvaluateOptions) -> int:
             trials.append(trial)
     results = summary(trials, judges, seed=options.seed, device=str(device_of(options.device)))
     paths = write(output, results, trials)
+    if options.update is not None:
+        insert(options.update, "results", markdown_table(results))
     Console(soft_wrap=True).print(terminal_table(results))
     for path in paths:
         print(path)

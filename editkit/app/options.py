@@ -209,12 +209,14 @@ class EvaluateOptions(RecipeOptions, DeviceOptions):
         images: how many images of the split; None is all of them (256).
         baselines: names of baselines to put beside the method; `none` for none, empty for the standard ones.
         output: folder for metrics.json, report.html and the pictures.
+        update: a file such as README.md, to put the table between its lines <!-- results --> and <!-- /results -->.
     """
 
     edits: list[str] = option("Edit to score, such as smiling (repeatable).", default=[], name="--edit")
     split: str = option("validation for tuning, test for reporting.", default="test", choices=("validation", "test"))
-    images: int | None = option("How many images of the split; all 256 if not given.")
+    images: int | None = option("How many images of the split; all 256 if not given.", short="-n")
     steps: int | None = option("Sampling steps.")
     weights: list[str] = option("A trained part to use, [NAME=]PATH[:STRENGTH] (repeatable).", default=[])
     baselines: list[str] = option("Baseline to put beside the method (repeatable); none for none.", default=[], name="--baseline")
     output: Path | None = option("Folder for metrics.json, report.html and pictures.", short="-o")
+    update: Path | None = option("File to put the table into, between <!-- results --> and <!-- /results -->.")
