@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,14 +24,29 @@ from editkit.training.grid import save_grid
 from editkit.training.method import slug
 from editkit.types import Condition, EditRequest, Levels, Prediction
 
-if TYPE_CHECKING:
-    from editkit.methods.weakly_supervised.asyrp.method import Asyrp
-
 BATCH = 16  # images at once
 SHOWN = 8  # images of a strip or grid
 
 
-def calibrate(method: Asyrp, data: Any) -> dict[str, Any]:
+class Subject(Protocol):
+    """What the tasks use of the method (its arguments, see `Asyrp`)."""
+
+    backbone: Backbone
+    make_perceptual: Callable[[], Any] | None
+    n_inv: int
+    edit_threshold: float
+    boost_threshold: float
+    attribute_paths: tuple[str, ...]
+    strengths: tuple[float, ...]
+    task_images: int
+    run_dir: Path
+
+    def compare_texts(self) -> float: ...
+
+    def editor(self, artefacts: Sequence[Artefact]) -> AsyrpEditor: ...
+
+
+def calibrate(method: Subject, data: Any) -> dict[str, Any]:
     """Measure the tables on training images, write run_dir/calibration.json, and say which times they give.
 
     Raises:
@@ -56,7 +72,7 @@ def calibrate(method: Asyrp, data: Any) -> dict[str, Any]:
     return figures
 
 
-def strip(method: Asyrp, data: Any) -> dict[str, Any]:
+def strip(method: Subject, data: Any) -> dict[str, Any]:
     """Write run_dir/strip.png: validation images by row, strengths by column, all attributes at the same strength."""
     editor = _editor(method)
     row = torch.linspace(*_range(method))
@@ -64,7 +80,7 @@ def strip(method: Asyrp, data: Any) -> dict[str, Any]:
     return {"file": str(save_grid(edits, method.run_dir / "strip.png")), "strengths": [round(s, 3) for s in row.tolist()]}
 
 
-def grid(method: Asyrp, data: Any) -> dict[str, Any]:
+def grid(method: Subject, data: Any) -> dict[str, Any]:
     """Write run_dir/grid-KEY.png for a few validation images: one attribute's strength by row, the other's by column.
 
     Raises:
@@ -84,7 +100,7 @@ def grid(method: Asyrp, data: Any) -> dict[str, Any]:
     return {"files": ", ".join(map(str, files)), "rows": rows, "columns": columns}
 
 
-def mean_delta(method: Asyrp, data: Any) -> dict[str, Any]:
+def mean_delta(method: Subject, data: Any) -> dict[str, Any]:
     """Write each trained file's mean shift per time and its global shift, averaged over training images, to run_dir/export."""
     requests = requests_of(data.train_dataset(), method.task_images)
     batches = [requests[k : k + BATCH] for k in range(0, len(requests), BATCH)]
@@ -167,7 +183,7 @@ def mean_shifts(editor: AsyrpEditor, artefact: Artefact, batches: Sequence[Seque
     ]
 
 
-def trained(method: Asyrp) -> list[Artefact]:
+def trained(method: Subject) -> list[Artefact]:
     """Return the files of method.attributes, or else those that this run exported.
 
     Raises:
@@ -185,12 +201,12 @@ def requests_of(dataset: Any, count: int) -> list[EditRequest]:
     return [EditRequest(key=item["key"], image=item["image"]) for item in items]
 
 
-def _editor(method: Asyrp) -> AsyrpEditor:
+def _editor(method: Subject) -> AsyrpEditor:
     editor = method.editor(trained(method))
     editor.measure = False
     return editor
 
 
-def _range(method: Asyrp) -> tuple[float, float, int]:
+def _range(method: Subject) -> tuple[float, float, int]:
     low, high, count = method.strengths
     return float(low), float(high), int(count)
