@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,20 @@ from editkit.training.ema import Ema
 from editkit.training.plan import Plan
 from editkit.training.update import Update
 
-if TYPE_CHECKING:
-    from editkit.training.method import Method
-
 
 class NotFinite(UserError):
     """The gradient became NaN or infinite; raised before the weights are touched."""
+
+
+class Trainee(Protocol):
+    """What a stepper uses of a method."""
+
+    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None
+    scheduler: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None
+
+    def trained_parameters(self) -> dict[str, dict[str, nn.Parameter]]: ...
+
+    def updates(self, batch: Mapping[str, Any]) -> Iterator[Update]: ...
 
 
 class Stepper:
@@ -33,7 +41,7 @@ class Stepper:
         unsynced: context in which a backward pass leaves the gradients of the other devices out (accumulation).
     """
 
-    def __init__(self, method: Method, plan: Plan) -> None:
+    def __init__(self, method: Trainee, plan: Plan) -> None:
         self.method = method
         self.plan = plan
         self.parameters: dict[str, dict[str, nn.Parameter]] = method.trained_parameters()
