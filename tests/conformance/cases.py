@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,14 @@ def step(method: Method, times: int = 1) -> None:
     """Take the updates of the method's dummy batch, from a fixed seed."""
     torch.manual_seed(2)
     assert method.stepper is not None
-    for _ in range(times):
-        method.stepper.run(method.dummy_batch())
+    with precision(method.stepper):
+        for _ in range(times):
+            method.stepper.run(method.dummy_batch())
+
+
+def precision(stepper: Stepper) -> contextlib.AbstractContextManager[None]:
+    """Return the recipe's own precision, as Lightning sets it around a batch."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=str(stepper.plan.precision) == "bf16")
 
 
 def snapshot(method: Method) -> dict[str, Tensor]:

@@ -107,10 +107,10 @@ def test_killed_and_started_again_it_ends_bit_identical(name, assets, tmp_path):
 @pytest.mark.parametrize("name", ALL)
 def test_two_processes_train_together(name, assets, tmp_path):
     run = RunDir(tmp_path / "run")
-    code, said = finish(launch(command(name, assets, run.path, "trainer.devices=2", "trainer.images=8")))
+    code, said = finish(launch(command(name, assets, run.path, "trainer.devices=2", "trainer.images=12")))
     assert code == 0, said
     snapshot = checkpoint.load(checkpoint.newest(run.checkpoints))
-    assert snapshot.state["stepper"]["images"] == 8 and len(snapshot.state["processes"]) == 2
+    assert snapshot.state["stepper"]["images"] == 12 and len(snapshot.state["processes"]) == 2
     first, second = (process["random"]["torch"] for process in snapshot.state["processes"])
     assert not first.equal(second), "each process draws its own noise"
     assert any(run.export.rglob("*.safetensors")) and run.config.is_file()
