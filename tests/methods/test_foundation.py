@@ -55,7 +55,7 @@ def test_focused_times_lie_where_images_take_shape() -> None:
     torch.manual_seed(0)
     method = diffusion()
     uniform = torch.cat([method._times(32) for _ in range(50)])
-    method.focus = 0.8
+    method.focus, method.focus_at = 0.8, (-0.4, 1.3)
     focused = torch.cat([method._times(32) for _ in range(50)])
     assert abs((uniform >= 500).float().mean() - 0.5) < 0.02
     assert 0.1 < (focused >= 500).float().mean() < 0.2 and focused.max() > 950

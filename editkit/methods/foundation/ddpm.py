@@ -31,8 +31,9 @@ class PixelDiffusion(Method):
     Args:
         network: arguments of diffusers' UNet2DModel.
         noise: arguments of diffusers' DDPMScheduler; `prediction_type` says what the network learns.
-        focus: share of the times drawn where images take shape, ln(s/a) ~ N(-0.4, 1.3) in the manner of EDM (Karras et al.
-            2022, table 1); the rest, and all with 0, are uniform. A linear schedule alone spends half of them on pure noise.
+        focus: share of the times drawn where images take shape; the rest, and all with 0, are uniform.
+        focus_at: mean and standard deviation of ln(s/a) at those times (in the manner of Karras et al. 2022, table 1; there
+            -1.2 and 1.2, which leaves too little for the layout of a face when training is short).
         init_from: a pixel-model folder whose weights to start from; None starts from scratch.
         sample_steps: DDIM steps of the sample grids.
         weights: folder that the task `measure` reads and whose card it completes.
@@ -44,6 +45,7 @@ class PixelDiffusion(Method):
         network: Mapping[str, Any],
         noise: Mapping[str, Any],
         focus: float = 0.0,
+        focus_at: tuple[float, float] = (0.7, 1.2),
         init_from: str | None = None,
         sample_steps: int = 30,
         weights: str = "editkit:faces-ddpm",
@@ -58,7 +60,8 @@ class PixelDiffusion(Method):
         self.ddpm = DDPMScheduler(**dict(noise))
         self.noise_schedule = schedule_of(self.ddpm.config)
         self.parameterization = parameterization_of(self.ddpm.config)
-        self.focus, self.sample_steps, self.weights = focus, sample_steps, weights
+        self.focus, self.focus_at = focus, tuple(focus_at)
+        self.sample_steps, self.weights = sample_steps, weights
         table = self.noise_schedule.table
         self.register_buffer("log_sigma", ((1 - table) / table).log().div(2).float(), persistent=False)
 
@@ -78,7 +81,8 @@ class PixelDiffusion(Method):
         """Draw times (count,), stratified over the batch."""
         focused, last = round(self.focus * count), len(self.log_sigma) - 1
         quantile = _stratified(focused, self.device).clamp(1e-4, 1 - 1e-4)
-        near = torch.searchsorted(self.log_sigma, -0.4 + 1.3 * torch.special.ndtri(quantile))
+        mean, spread = self.focus_at
+        near = torch.searchsorted(self.log_sigma, mean + spread * torch.special.ndtri(quantile))
         anywhere = (_stratified(count - focused, self.device) * (last + 1)).long()
         return torch.cat([near, anywhere]).clamp(max=last)
 
