@@ -28,16 +28,16 @@ class FacePairs(Dataset):
     """
 
     def __init__(self, split: str, size: int, count: int, seed: int = 0):
-        self.split, self.size, self.count = split, size, count
-        self._rng = np.random.default_rng([seed, 7])
+        self.split, self.size, self.count, self.seed = split, size, count, seed
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         face = face_at(self.split, index)
+        rng = np.random.default_rng([self.seed, np.random.randint(2**31)])  # the training saves and restores that state
         eligible = [edit.name for edit in EDITS.values() if edit.eligible(face)]
-        edit = eligible[int(self._rng.integers(len(eligible)))]
+        edit = eligible[int(rng.integers(len(eligible)))]
         other = counterfactual(face, edit)
         return {
             "key": f"faces/{self.split}/{index:06d}",
@@ -46,7 +46,7 @@ class FacePairs(Dataset):
             "face": face,
             "other_face": other,
             "edit": edit,
-            "captions": (caption(face, self._rng), caption(other, self._rng)),
+            "captions": (caption(face, rng), caption(other, rng)),
         }
 
 

@@ -12,7 +12,7 @@ from editkit.backbones.pixel import PixelBackbone, load_pixel
 from editkit.data.pairs import FacePairs, face_named
 from editkit.data.toyworld.faces import CATEGORICAL, CONTINUOUS, draw_face
 from editkit.data.toyworld.world import EDITS, counterfactual, face_at
-from editkit.methods.foundation.clip import ToyClip, _direction_loss, factor_classes
+from editkit.methods.foundation.clip import ToyClip, _direction_loss, factor_classes, train_tokenizer
 from editkit.methods.foundation.ddpm import PixelDiffusion
 from editkit.methods.foundation.features import CHANGEABLE, Identity, Perceptual, same_person
 
@@ -89,6 +89,14 @@ def test_the_end_of_text_has_the_highest_id(clip: ToyClip) -> None:
     assert ids[-1] == clip.tokenizer.eos_token_id == len(clip.tokenizer) - 1
     assert ids[0] == len(clip.tokenizer) - 2
     assert clip.clip.text_model.config.eos_token_id != 2, "2 makes transformers pool at the arg-max token"
+
+
+def test_the_tokenizer_is_the_same_every_time_and_keeps_whole_words() -> None:
+    texts = ["a smiling face", "an angry face", "a face with glasses", "a smiling man"] * 3
+    first, again = train_tokenizer(texts), train_tokenizer(list(reversed(texts)))
+    assert first.get_vocab() == again.get_vocab()
+    assert first.tokenize("a smiling face") == ["a</w>", "smiling</w>", "face</w>"]
+    assert first.decode(first("zebra!").input_ids, skip_special_tokens=True) == "zebra !", "unknown words are spelled"
 
 
 def test_clip_exports_what_it_trained(clip: ToyClip, tmp_path) -> None:

@@ -9,14 +9,16 @@ along none of those ways.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
@@ -217,22 +219,39 @@ def corpus(count: int = 8000) -> list[str]:
 
 
 def train_tokenizer(texts: Iterable[str], size: int = 1024) -> CLIPTokenizer:
-    """Learn byte-pair merges in CLIP's manner; the two special tokens get the highest ids, as in CLIP's own vocabulary."""
-    reference = CLIPTokenizer()
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    learner.pre_tokenizer = reference.backend_tokenizer.pre_tokenizer
-    learner.decoder = decoders.ByteLevel()
+    """Learn byte-pair merges (Sennrich et al. 2016) in CLIP's layout, the two special tokens with the highest ids.
+
+    The most frequent pair is merged first and ties go by the alphabet, so the same texts give the same ids every time.
+    """
+    reading = CLIPTokenizer().backend_tokenizer
+    pieces = (reading.pre_tokenizer.pre_tokenize_str(reading.normalizer.normalize_str(text)) for text in texts)
+    words = Counter(word for piece in pieces for word, _ in piece)
+    spelled = {word: [*word[:-1], f"{word[-1]}</w>"] for word in words}
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False)
-    learner.train_from_iterator(texts, trainer)
-    state = json.loads(learner.to_str())["model"]
-    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in state["merges"]]
-    tokens = dict.fromkeys(
-        [*alphabet, *(f"{character}</w>" for character in alphabet), *sorted(state["vocab"], key=state["vocab"].get)]
-    )
-    vocabulary = {token: index for index, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
+    tokens = [*alphabet, *(f"{character}</w>" for character in alphabet)]
+    merges: list[tuple[str, str]] = []
+    while len(tokens) + len(merges) + 2 < size:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, parts in spelled.items():
+            for pair in pairwise(parts):
+                pairs[pair] += words[word]
+        if not pairs:
+            break
+        merges.append(min(pairs, key=lambda pair: (-pairs[pair], pair)))
+        spelled = {word: _merged(parts, merges[-1]) for word, parts in spelled.items()}
+    learned = ["".join(pair) for pair in merges]
+    vocabulary = {token: index for index, token in enumerate([*tokens, *learned, "<|startoftext|>", "<|endoftext|>"])}
     return CLIPTokenizer(vocab=vocabulary, merges=merges)
+
+
+def _merged(parts: list[str], pair: tuple[str, str]) -> list[str]:
+    joined: list[str] = []
+    for part in parts:
+        if joined and (joined[-1], part) == pair:
+            joined[-1] += part
+        else:
+            joined.append(part)
+    return joined
 
 
 def save_bpe(tokenizer: CLIPTokenizer, folder: Path) -> None:

@@ -63,9 +63,9 @@ class FactorReader(Method):
 
     def loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         images, faces = disturbed(batch["image"]), [face_named(key) for key in batch["key"]]
-        if self.rebuilt:
+        if self.rebuilt and len(faces) >= 3:
             chosen = [self.rebuilt[k] for k in torch.randint(len(self.rebuilt), (len(faces) // 3,)).tolist()]
-            images = torch.cat([images, torch.stack([image for image, _ in chosen]).to(images)])
+            images = torch.cat([images, torch.stack([image.to(images) for image, _ in chosen])])
             faces += [face for _, face in chosen]
         targets = {name: value.to(images.device) for name, value in self.oracle.targets(faces).items()}
         logits = {name: value.float() for name, value in self.oracle(images).items()}
