@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
 from editkit.data.items import image_tensor
@@ -35,7 +36,7 @@ class FacePairs(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         face = face_at(self.split, index)
-        rng = np.random.default_rng([self.seed, np.random.randint(2**31)])  # the training saves and restores that state
+        rng = np.random.default_rng([self.seed, int(torch.randint(2**31, ()))])  # a state that training saves and restores
         eligible = [edit.name for edit in EDITS.values() if edit.eligible(face)]
         edit = eligible[int(rng.integers(len(eligible)))]
         other = counterfactual(face, edit)
