@@ -85,6 +85,7 @@ def fit(
     with own, announced(run), _quiet():
         trainer = _trainer(method, plan, run, session, loggers)
         trainer.fit(method, datamodule=_Feed(dataset, stepper, seed))
+    method.provenance["training_seconds"] = run.seconds
     seconds, new_steps = time.monotonic() - began, stepper.steps - session.began_at
     return Outcome(stepper.steps, stepper.images, seconds, new_steps, session.resumed, session.stopped_by)
 

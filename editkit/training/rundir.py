@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from editkit.engine.atomic import write_bytes
 from editkit.errors import UserError
 
 VARIABLE = "EDITKIT_RUN_DIR"  # tells the other processes of a run where it is
@@ -16,7 +17,7 @@ VARIABLE = "EDITKIT_RUN_DIR"  # tells the other processes of a run where it is
 
 @dataclass(frozen=True)
 class RunDir:
-    """Layout: config.yaml, checkpoints/, metrics.csv, samples/, export/."""
+    """Layout: config.yaml, checkpoints/, metrics.csv, seconds, samples/, export/."""
 
     path: Path
 
@@ -34,6 +35,16 @@ class RunDir:
     def metrics(self) -> Path:
         """The logged figures."""
         return self.path / "metrics.csv"
+
+    @property
+    def seconds(self) -> float:
+        """How long training took up to the newest checkpoint, interrupted parts together (the file `seconds`)."""
+        file = self.path / "seconds"
+        return float(file.read_text()) if file.exists() else 0.0
+
+    def note_seconds(self, seconds: float) -> None:
+        """Write that figure."""
+        write_bytes(self.path / "seconds", f"{seconds:.1f}\n".encode())
 
     @property
     def samples(self) -> Path:

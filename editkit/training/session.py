@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
 from pathlib import Path
@@ -47,6 +48,7 @@ class Session(Callback):
         self.began_at = self.seen = 0  # steps at the start of this process, and at the last boundary
         self.saved_at = self.logged_at = time.monotonic()
         self.logged_images = 0
+        self.earlier, self.started = run.seconds, time.monotonic()
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Restore the newest checkpoint, or seed; then let the method compute what stays the same."""
@@ -158,6 +160,8 @@ class Session(Callback):
             state = {"config": self.config, "stepper": self.stepper.state_dict(), "processes": processes}
             try:
                 checkpoint.save(self.run.checkpoints, self.stepper.steps, self.method.trained_state(), state, keep=self.plan.keep)
+                with contextlib.suppress(OSError):  # a full disk has been told of where it matters
+                    self.run.note_seconds(self.earlier + time.monotonic() - self.started)
             except checkpoint.CheckpointNotWritten as error:
                 if last:
                     raise

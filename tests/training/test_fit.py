@@ -271,3 +271,13 @@ def test_plain_lines_where_there_is_no_terminal(capsys):
     display.close()
     assert text.getvalue().startswith("copy: 10/10 steps") and "loss 0.5" in text.getvalue() and "lr" not in text.getvalue()
     assert clock(59) == "0:59" and clock(3725) == "1:02:05"
+
+
+def test_the_seconds_of_interrupted_parts_are_added_up(tmp_path):
+    run(tmp_path, new(), images=16)
+    first = RunDir(tmp_path).seconds
+    RunDir(tmp_path).note_seconds(first + 1000)
+    method = new()
+    run(tmp_path, method, images=40)
+    assert 1000 < RunDir(tmp_path).seconds < 1100
+    assert method.card()["training_seconds"] == RunDir(tmp_path).seconds
