@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-TOYS := oracle:toy-oracle perceptual:toy-perceptual identity:toy-identity clip:toy-clip faces_ddpm:faces-ddpm
+TOYS := faces_ddpm:faces-ddpm clip:toy-clip identity:toy-identity perceptual:toy-perceptual oracle:toy-oracle
+MEASURED := faces_ddpm clip oracle
 EDITS := "a smiling face" "an angry face" "an old face" "a face with glasses"
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
@@ -47,6 +48,7 @@ table: $(INSTALLED) ## put the table of methods into the README
 toy-weights: $(INSTALLED) ## train the bundled models again, into editkit/assets (hours)
 	@for pair in $(TOYS); do name=$${pair%%:*}; asset=editkit/assets/$${pair##*:}; run=runs/toy/$$name; \
 		$(BIN)/editkit train recipe=toy/$$name -o $$run && mkdir -p $$asset && cp -r $$run/export/. $$asset/ || exit 1; done
+	@for name in $(MEASURED); do $(BIN)/editkit task toy/$$name measure || exit 1; done
 	@mkdir -p editkit/assets/asyrp
 	@for text in $(EDITS); do run="runs/toy/asyrp-$$(echo "$$text" | tr ' ' '-')"; \
 		$(BIN)/editkit train recipe=asyrp --prompt "$$text" -o "$$run" && cp "$$run"/export/*.safetensors editkit/assets/asyrp/ || exit 1; done
