@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from editkit.errors import UserError
+from editkit.app.markdown import insert
 from editkit.recipe import Card, cards
 
 FAMILIES = {
@@ -15,7 +15,8 @@ FAMILIES = {
     "none": "no training",
     "baseline": "baseline",
 }
-START, END = "<!-- methods -->", "<!-- /methods -->"
+MARK = "methods"
+START, END = f"<!-- {MARK} -->", f"<!-- /{MARK} -->"
 COLUMNS = ("method", "what it does", "family", "inputs", "recipe", "paper")
 
 
@@ -44,12 +45,16 @@ def plain_table() -> str:
 
 def markdown_table() -> str:
     """Return the table between its markers, as the README holds it."""
+    return f"{START}\n{_body()}\n{END}"
+
+
+def _body() -> str:
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     for row in rows():
         cells = [cell.replace("|", "\\|") for cell in row]
         cells[4] = ", ".join(f"`{name}`" for name in cells[4].split(", "))
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([START, *lines, END])
+    return "\n".join(lines)
 
 
 def update_file(path: Path | str) -> None:
@@ -58,16 +63,7 @@ def update_file(path: Path | str) -> None:
     Raises:
         UserError: the file cannot be read or has no such markers.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        raise UserError(f"{path} has no lines {START} and {END} to put the table between")
-    path.write_text(before + markdown_table() + after, encoding="utf-8")
+    insert(Path(path), MARK, _body())
 
 
 def _row(card: Card, has_paper: bool) -> tuple[str, ...]:

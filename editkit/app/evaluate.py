@@ -15,9 +15,10 @@ from editkit.app.cases import make_cases
 from editkit.app.device import device_of
 from editkit.app.judges import Judges, load_judges, score
 from editkit.app.loaded import Loaded, assets_folder, compose_for, load_editor, short_name
+from editkit.app.markdown import insert
 from editkit.app.options import EvaluateOptions
 from editkit.app.progress import Progress
-from editkit.app.tables import insert, markdown_table, terminal_table
+from editkit.app.tables import markdown_table, terminal_table
 from editkit.app.trial import Trial, summary
 from editkit.app.verdict import write
 from editkit.data.files import check_writable

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from editkit.app.judges import FIGURES
-from editkit.errors import UserError
 
 SHOWN = ("success", "preservation", "score", "psnr_inside", "psnr_outside", "clip_direction", "identity")
 UNDEFINED = "-"
@@ -87,21 +85,3 @@ def markdown_table(results: Mapping[str, Any]) -> str:
     return "\n".join(
         [*lines, "", f"{results['images']} faces of the {results['split']} split, seed {results['seed']}. {NOTE}", ""]
     )
-
-
-def insert(path: Path, mark: str, text: str) -> None:
-    """Replace what stands between `<!-- mark -->` and `<!-- /mark -->` in a file.
-
-    Raises:
-        UserError: no such file, or not both marks in it.
-    """
-    first, last = f"<!-- {mark} -->", f"<!-- /{mark} -->"
-    try:
-        content = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    head, opened, rest = content.partition(first)
-    _, closed, tail = rest.partition(last)
-    if not opened or not closed:
-        raise UserError(f"{path} has no lines {first} and {last} to put the table between: add them where it should stand")
-    path.write_text(f"{head}{first}\n{text.strip()}\n{last}{tail}", encoding="utf-8")

@@ -14,8 +14,9 @@ from editkit.app import evaluate as command
 from editkit.app.cases import make_cases, rendered, source_of
 from editkit.app.judges import FIGURES, score
 from editkit.app.loaded import Loaded
+from editkit.app.markdown import insert
 from editkit.app.options import EvaluateOptions
-from editkit.app.tables import insert, markdown_table
+from editkit.app.tables import markdown_table
 from editkit.app.trial import summary
 from editkit.data.toyworld.faces import held_out
 from editkit.data.toyworld.world import EDITS, face_at, find_edit

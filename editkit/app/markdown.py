@@ -1,0 +1,25 @@
+"""Text that a command keeps up to date inside a Markdown file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from editkit.errors import UserError
+
+
+def insert(path: Path, mark: str, text: str) -> None:
+    """Replace what stands between `<!-- mark -->` and `<!-- /mark -->` in a file.
+
+    Raises:
+        UserError: no such file, or not both marks in it.
+    """
+    first, last = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+    try:
+        content = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    head, opened, rest = content.partition(first)
+    _, closed, tail = rest.partition(last)
+    if not opened or not closed:
+        raise UserError(f"{path} has no lines {first} and {last} to put the table between: add them where it should stand")
+    path.write_text(f"{head}{first}\n{text.strip()}\n{last}{tail}", encoding="utf-8")
