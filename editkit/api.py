@@ -86,7 +86,7 @@ class Model:
             fit: `mask`, `crop` or `resize`, see `editkit.data.fit.fit`.
             key: name of each picture, the file's by default; noise is drawn from it.
             inputs: `references`, `prompt`, `instruction`, `sketch`... by field of `editkit.types.EditRequest`; `box` as
-                (x0, y0, x1, y1) in pixels.
+                (x0, y0, x1, y1) in pixels, `landmarks` as five (x, y) that turn a face upright (`editkit.data.align`).
 
         Raises:
             UserError: an input that is missing, useless, unreadable or of a wrong size.

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from editkit.data.align import Aligned, align, parse_landmarks
 from editkit.data.fit import FITS, Fit, fit, to_pil
 from editkit.data.photo import Photo, by, mask_of, photo_from_pil, read_mask, read_photo
 from editkit.errors import UsageError, UserError
@@ -21,7 +22,7 @@ from editkit.types import EditRequest
 # A picture in any form that a person may hold it in; tensors are (3, H, W) in [-1, 1], masks (1, H, W) or (H, W).
 Picture = str | Path | Image.Image | np.ndarray | Tensor | Photo
 # Every method may be told where to paste and how strongly to edit; the rest is useful only where a method asks for it.
-ALWAYS = frozenset({"image", "mask"})
+ALWAYS = frozenset({"image", "mask", "landmarks"})
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Subject:
 
     request: EditRequest
     photo: Photo | None = None
-    fit: Fit | None = None
+    fit: Fit | Aligned | None = None
     mask: np.ndarray | None = None
 
     def finished(self, edited: Tensor) -> Photo:
@@ -84,8 +85,9 @@ def subject(
 
     Args:
         files: masks, references and other pictures by field of EditRequest.
-        texts: prompts and the like by field of EditRequest; `box` as "x0,y0,x1,y1" in pixels of the picture.
-        how: one of `FITS`, see `editkit.data.fit.fit`.
+        texts: prompts and the like by field of EditRequest; `box` as "x0,y0,x1,y1" in pixels of the picture, `landmarks` as
+            ten numbers, which turn the face upright.
+        how: one of `FITS`, see `editkit.data.fit.fit`; not with landmarks.
         settings: further fields of EditRequest (strength, steps, seed).
 
     Raises:
@@ -96,16 +98,24 @@ def subject(
     if "mask" in files and photo is not None:
         mask = as_mask(files["mask"][0], photo)
     check_fit(how, mask is not None)
-    place = None if photo is None else fit(photo.size, size, how, mask)
-    fields: dict[str, Any] = {field: text for field, text in texts.items() if field != "box"} | settings
+    place = None if photo is None else _place(photo, size, how, mask, texts.get("landmarks"))
+    fields: dict[str, Any] = {field: text for field, text in texts.items() if field not in ("box", "landmarks")} | settings
     if photo is not None and place is not None:
-        fields["image"] = _exact(image, size) if isinstance(image, Tensor) else None
+        fields["image"] = _exact(image, size) if isinstance(image, Tensor) and "landmarks" not in texts else None
         fields["image"] = place.image(photo) if fields["image"] is None else fields["image"]
         fields["mask"] = None if mask is None else place.mask(mask)
         if "box" in texts:
             fields["box"] = place.relative(parse_box(texts["box"]))
     fields |= _aligned(files, photo, place, size) | _references(files, size) | _examples(files, size)
     return Subject(EditRequest(key, **fields), photo, place, mask)
+
+
+def _place(photo: Photo, size: tuple[int, int], how: str | None, mask: np.ndarray | None, landmarks: str | None) -> Fit | Aligned:
+    if landmarks is None:
+        return fit(photo.size, size, how, mask)
+    if how is not None:
+        raise UsageError(f"--landmarks decides what the method sees: leave out --fit {how}")
+    return align(parse_landmarks(landmarks, of=photo.name), photo.size, size, of=photo.name)
 
 
 def as_photo(picture: Picture) -> Photo:
@@ -171,7 +181,7 @@ def _exact(image: Tensor, size: tuple[int, int]) -> Tensor | None:
 
 
 def _aligned(
-    files: Mapping[str, Sequence[Picture]], photo: Photo | None, place: Fit | None, size: tuple[int, int]
+    files: Mapping[str, Sequence[Picture]], photo: Photo | None, place: Fit | Aligned | None, size: tuple[int, int]
 ) -> dict[str, Tensor]:
     """Return the inputs that lie on the image, cut out and resized like it."""
     found = {}

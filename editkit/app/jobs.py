@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from editkit.app.options import EditOptions
+from editkit.data.align import read_landmarks
 from editkit.data.files import inside
 from editkit.data.listing import Entry, listing
 from editkit.data.photo import SUFFIXES
@@ -30,7 +31,7 @@ FILES = {
     "example_before": "example_before",
     "example_after": "example_after",
 }
-TEXTS = ("prompt", "source_prompt", "instruction", "labels", "box")
+TEXTS = ("prompt", "source_prompt", "instruction", "labels", "box", "landmarks")
 # Where a folder of pictures, laid out like a data set, keeps inputs of each picture.
 COMPANIONS = {
     "masks": "mask",
@@ -106,8 +107,9 @@ def plan(options: EditOptions, *, name: str, wants: Collection[str] = ("mask",))
             if not path.exists():
                 raise UserError(f"there is no file {path} (--{FILES[target].replace('_', '-')})")
         files[target] = tuple(paths)
-    output = _single_output(options.output, source, name)
-    return Plan([Job(source.name if source else "", source, files, _texts(options), output)])
+    output, key = _single_output(options.output, source, name), source.name if source else ""
+    texts = _texts(options) | _landmarks_of(key, _landmarks(options.landmarks))
+    return Plan([Job(key, source, files, texts, output)])
 
 
 def variant(output: Path, strengths: Sequence[float | None], strength: float | None, samples: int, sample: int) -> Path:
@@ -132,6 +134,9 @@ def _folder_plan(options: EditOptions, source: Path, name: str, wants: Collectio
     if not entries and not bad:
         raise UserError(f"there are no pictures in {source} apart from masks, references and earlier results")
     images = "images/" if (source / "images").is_dir() else ""
+    table = _landmarks(options.landmarks)
+    if isinstance(table, str):
+        raise UsageError("--image is a folder, so --landmarks must be a table: a file name and ten numbers a line")
     stems = Counter(Path(key).with_suffix("") for key in (*bad, *(entry.key for entry in entries)))
     jobs, broken = [], {key.removeprefix(images): reason for key, reason in bad.items()}
     for entry in entries:
@@ -142,7 +147,8 @@ def _folder_plan(options: EditOptions, source: Path, name: str, wants: Collectio
             own = {field: tuple(_paired(path, relative) for path in paths) for field, paths in typed.items()}
             row_files, row_texts = _row_inputs(source, entry.line)
             files = _companions(entry, wants) | own | row_files
-            jobs.append(Job(relative.as_posix(), entry.image, files, _texts(options) | row_texts, inside(output, target)))
+            texts = _texts(options) | _landmarks_of(relative.as_posix(), table) | row_texts
+            jobs.append(Job(relative.as_posix(), entry.image, files, texts, inside(output, target)))
         except UserError as error:
             broken[relative.as_posix()] = str(error)
     return Plan(jobs, output, broken)
@@ -190,7 +196,23 @@ def _given_files(options: EditOptions) -> dict[str, list[Path]]:
 
 
 def _texts(options: EditOptions) -> dict[str, str]:
-    return {name: getattr(options, name) for name in TEXTS if getattr(options, name)}
+    return {name: getattr(options, name) for name in TEXTS if name != "landmarks" and getattr(options, name)}
+
+
+def _landmarks(given: str | None) -> Mapping[str, str] | str | None:
+    """Return the table that --landmarks names, or its ten numbers as they were typed."""
+    return read_landmarks(Path(given)) if given and Path(given).is_file() else given
+
+
+def _landmarks_of(key: str, found: Mapping[str, str] | str | None) -> dict[str, str]:
+    if not found:
+        return {}
+    if isinstance(found, str):
+        return {"landmarks": found}
+    text = found.get(key) or found.get(Path(key).name)
+    if text is None:
+        raise UserError(f"--landmarks has no line for {key}")
+    return {"landmarks": text}
 
 
 def _single_output(output: Path | None, source: Path | None, name: str) -> Path:

@@ -136,6 +136,7 @@ class EditOptions(RecipeOptions, DeviceOptions):
     Attributes:
         reference, reference_mask: one or several exemplar images and their masks, in the same order.
         box: `x0,y0,x1,y1` in pixels of the image as the user sees it.
+        landmarks: ten numbers in pixels of that image, or a file as `editkit.data.align.read_landmarks` takes it.
         strength: how far to go, 1 = as trained; several values make a strip; empty is the method's default.
         weights: `[NAME=]PATH[:STRENGTH]`, each a trained artefact to use.
         output: a file for one image, a folder for several.
@@ -153,6 +154,9 @@ class EditOptions(RecipeOptions, DeviceOptions):
     stroke: Path | None = option("Rough colours to follow, as an image.")
     box: str | None = option("x0,y0,x1,y1 in pixels of the image.")
     labels: str | None = option("Names of classes or parts, as the method's card explains.")
+    landmarks: str | None = option(
+        "Turns a face upright: x,y of left eye, right eye, nose, mouth's left and right corner; or a table of them by file name."
+    )
     example_before: Path | None = option("An example of the edit: before.")
     example_after: Path | None = option("An example of the edit: after.")
     strength: list[float] = option(

@@ -213,6 +213,19 @@ def test_a_second_run_does_only_what_is_missing_or_different(editor, tmp_path):
     assert len(editor.edited()) == 6, "other settings"
 
 
+def test_a_table_of_landmarks_turns_every_face_of_a_folder(editor, tmp_path, capsys):
+    source, out, table = folder(tmp_path, 3), tmp_path / "out", tmp_path / "points.csv"
+    numbers = "22,20,30,20,26,24,23,28,29,28"
+    table.write_text(f"0.png,{numbers}\n1.png,{numbers}\n")
+    assert edit_images(options(source, output=out, landmarks=str(table))) == 1
+    assert "no line for 2.png" in capsys.readouterr().err and not (out / "2.png").exists()
+    changed = (pixels(source / "0.png") != pixels(out / "0.png")).any(2)
+    assert changed[12:30, 16:36].mean() > 0.9, "the square around the eyes and the mouth"
+    assert not changed[:, :8].any() and not changed[:, 44:].any()
+    with pytest.raises(UsageError, match="must be a table"):
+        edit_images(options(source, output=out, landmarks=numbers))
+
+
 def test_results_inside_the_folder_are_no_inputs(editor, tmp_path):
     source = folder(tmp_path, 2)
     for _ in range(2):
