@@ -47,13 +47,15 @@ def grid(
     return page
 
 
-def save_grid(path: Path, rows: Sequence[Sequence[Tensor] | Tensor], *, labels: Sequence[str] = ()) -> Path:
+def save_grid(
+    path: Path, rows: Sequence[Sequence[Tensor] | Tensor], *, labels: Sequence[str] = (), columns: Sequence[str] = ()
+) -> Path:
     """Write a labelled grid as a PNG and return its path.
 
     Raises:
         UserError: the file cannot be written.
     """
-    page = grid(rows, labels=labels)
+    page = grid(rows, labels=labels, columns=columns)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         page.save(path, format="PNG", optimize=True)

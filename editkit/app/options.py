@@ -224,3 +224,32 @@ class EvaluateOptions(RecipeOptions, DeviceOptions):
     baselines: list[str] = option("Baseline to put beside the method (repeatable); none for none.", default=[], name="--baseline")
     output: Path | None = option("Folder for metrics.json, report.html and pictures.", short="-o")
     update: Path | None = option("File to put the table into, between <!-- results --> and <!-- /results -->.")
+
+
+@dataclass(kw_only=True)
+class CompareOptions(DeviceOptions):
+    """The inputs of `editkit compare`: several methods on the same pictures. Each gets the inputs that it can use.
+
+    Attributes:
+        methods: names of recipes, at least one.
+        weights: `METHOD=PATH[:STRENGTH]`; methods without one use their bundled parts.
+        output: folder for the pictures, sheet.png, table.md, metrics.json and report.html.
+    """
+
+    methods: list[str] = option("Names of recipes, such as asyrp clip-guided.", default=[], positional=True)
+    image: Path | None = option("Image to edit, or a folder of them.")
+    mask: Path | None = option("Where to edit: white is edited, black stays as it is.")
+    reference: list[Path] = option("Exemplar image (repeatable).", default=[])
+    prompt: str | None = option("What the result should show.")
+    source_prompt: str | None = option("What the image shows now.")
+    instruction: str | None = option("What to do: 'make it night'.")
+    landmarks: str | None = option("Turns a face upright: five points, or a table of them by file name (see edit).")
+    fit: str | None = option(
+        "How any size becomes the model's: mask (zoom on it), crop (centre square) or resize.", choices=("mask", "crop", "resize")
+    )
+    strength: float | None = option("How far to go, 1 = as trained.")
+    steps: int | None = option("Sampling steps.")
+    weights: list[str] = option("A method's trained part, METHOD=PATH[:STRENGTH] (repeatable).", default=[])
+    backbone: str | None = option("Name of a backbone for all of them.", group=RECIPE)
+    conf: list[Path] = option("A folder of your own recipes and groups, laid out like conf/.", default=[], group=RECIPE)
+    output: Path | None = option("Folder for the results.", short="-o")

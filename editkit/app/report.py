@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from torch import Tensor
 
 from editkit.app.judges import FIGURES
 from editkit.app.tables import NOTE, amount, headings, number, rows
 from editkit.data.fit import to_pil
 
-TEMPLATE = "report.html"
 PLOT_WIDTH, PLOT_HEIGHT, LEFT, BOTTOM, TOP, LINE = 640, 280, 56, 40, 12, 13
 
 
@@ -43,12 +42,9 @@ def report(results: Mapping[str, Any], examples: Mapping[str, Sequence[Example]]
         results: what metrics.json holds.
         examples: the gallery of each edit.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"data": data_uri, "amount": amount}
-    environment.globals |= {"number": number, "figures": FIGURES, "note": NOTE}
-    template = environment.from_string(resources.files("editkit.app").joinpath(TEMPLATE).read_text(encoding="utf-8"))
     names = _methods(results)
-    return template.render(
+    return page(
+        "report.html",
         results=results,
         examples=examples,
         headings=headings(),
@@ -59,6 +55,16 @@ def report(results: Mapping[str, Any], examples: Mapping[str, Sequence[Example]]
         plot={"width": PLOT_WIDTH, "height": PLOT_HEIGHT, "left": LEFT, "bottom": PLOT_HEIGHT - BOTTOM, "top": TOP},
         factors=_factors(results),
     )
+
+
+def page(name: str, **values: Any) -> str:
+    """Return a template of this folder, filled; every value is escaped."""
+    environment = Environment(
+        loader=FunctionLoader(_template), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"data": data_uri, "amount": amount}
+    environment.globals |= {"number": number, "figures": FIGURES, "note": NOTE}
+    return environment.get_template(name).render(**values)
 
 
 def data_uri(image: Tensor) -> str:
@@ -107,6 +113,10 @@ def points(results: Mapping[str, Any], methods: Sequence[str]) -> dict[str, Any]
             above = point["label_y"] = max(point["y"] + 4, above + LINE)
     ticks = [{"y": _y(k / 4), "text": f"{floor + (1 - floor) * k / 4:.2f}"} for k in range(5)]
     return {"points": found, "ticks": ticks, "names": [{"x": _x(k / 5), "text": f"{k / 5:.1f}"} for k in range(6)]}
+
+
+def _template(name: str) -> str:
+    return resources.files("editkit.app").joinpath(name).read_text(encoding="utf-8")
 
 
 def _x(share: float) -> float:

@@ -11,13 +11,18 @@ from typing import Annotated, Any
 
 import typer
 
-from editkit.app.options import COMPUTING, INPUTS, RECIPE, RecipeOptions
+from editkit.app.options import COMPUTING, INPUTS, RECIPE
 from editkit.cli.complete import complete_backbone, complete_override, complete_recipe
 
-COMPLETIONS = {"method": complete_recipe, "backbone": complete_backbone, "overrides": complete_override}
+COMPLETIONS = {
+    "method": complete_recipe,
+    "methods": complete_recipe,
+    "backbone": complete_backbone,
+    "overrides": complete_override,
+}
 
 
-def takes(kind: type[RecipeOptions]) -> Callable[[Callable[[Any], Any]], Callable[..., Any]]:
+def takes(kind: type[Any]) -> Callable[[Callable[[Any], Any]], Callable[..., Any]]:
     """Make `verb(options)` a command with one option per field of `kind`; overrides are its positional arguments.
 
     With --dry-run the verb is not called: the resolved recipe is printed instead.
@@ -27,7 +32,7 @@ def takes(kind: type[RecipeOptions]) -> Callable[[Callable[[Any], Any]], Callabl
         @wraps(verb)
         def command(**typed: Any) -> Any:
             options = kind(**{name: value for name, value in typed.items() if value is not None})
-            if options.dry_run:
+            if getattr(options, "dry_run", False):
                 from editkit.app.show import resolved
 
                 return typer.echo(resolved(options), nl=False)
@@ -55,7 +60,7 @@ def _parameter(f: Field[Any], hint: Any) -> inspect.Parameter:
     default = None if repeats else f.default
     shared = {"help": about["help"], "show_default": default not in (None, False), "autocompletion": _completion(f)}
     if about["positional"]:
-        info: Any = typer.Argument(metavar="[KEY=VALUE]..." if repeats else None, **shared)
+        info: Any = typer.Argument(metavar="[KEY=VALUE]..." if f.name == "overrides" else None, **shared)
     else:
         names = [about["name"] or f"--{f.name.replace('_', '-')}", *filter(None, [about["short"]])]
         info = typer.Option(*names, rich_help_panel=about["group"], **shared)
