@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from editkit.app.inputs import check_fit
 from editkit.app.loaded import backbone_name, image_size, load_backbone
+from editkit.app.manifest import Manifest, fingerprint
 from editkit.app.numbers import check_numbers
 from editkit.app.options import InvertOptions
 from editkit.app.progress import Progress
@@ -89,23 +90,24 @@ def invert_images(options: InvertOptions) -> int:
     """Invert a picture or a folder of them, print the figures of each, and return 0, or 1 if some of a folder failed.
 
     A file name that ends in .png keeps the reconstruction, one that ends in .safetensors the trajectory, a folder both.
+    Pictures of a folder that were inverted before with the same settings are left out.
 
     Raises:
         UserError: an unknown inverter, an unreadable picture, an output that cannot be written.
     """
     pictures, bad = _checked(options)
     outputs = {key: _outputs(options, key) for key in pictures}
-    for key, paths in outputs.items():
-        for path in paths:
-            check_replaceable(path, pictures[key])
-    for folder in {path.parent for paths in outputs.values() for path in paths}:
-        check_writable(folder)
+    _check_outputs(pictures, outputs)
     cfg = compose(options.recipe_overrides(), conf_dirs=options.conf)
     way = _way(cfg, options)
     size = image_size(way.backbone)
     origin = {"inverter": options.inverter, "backbone": backbone_name(cfg), "seed": options.seed, "steps": options.steps or STEPS}
     failed = dict(bad)
-    with Progress(total=len(pictures)) as progress:
+    finished = None if _single(options) else Manifest(_folder(options))
+    settings = {**origin, "prompt": options.prompt, "fit": options.fit, "digest": way.backbone.digest()}
+    jobs = {key: fingerprint(settings, [picture]) for key, picture in pictures.items()} if finished else {}
+    missing = [key for key in pictures if finished is None or not finished.done(key, jobs[key], outputs[key])]
+    with Progress(total=len(missing)) as progress:
 
         def read(key: str) -> tuple[str, Tensor]:
             photo = read_photo(pictures[key])
@@ -123,6 +125,8 @@ def invert_images(options: InvertOptions) -> int:
             calls = f"{found.up} network calls up and {found.down} down"
             progress.results.print(f"{pictures[key]}: reconstruction {found.psnr:.2f} dB, {calls}")
             _write(outputs[key], found, {**origin, "key": key})
+            if finished is not None:
+                finished.add(key, jobs[key], outputs[key])
             progress.wrote(outputs[key])
 
         def settled(key: str, error: Exception | None) -> None:
@@ -132,7 +136,8 @@ def invert_images(options: InvertOptions) -> int:
             if error is not None:
                 failed[key] = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
-        stream(list(pictures), decode=read, work=work, write=write, batch_size=int(cfg.engine.batch_size), on_item=settled)
+        size_of = {"batch_size": int(cfg.engine.batch_size), "batch_invariant": bool(cfg.engine.batch_invariant)}
+        stream(missing, decode=read, work=work, write=write, on_item=settled, **size_of)
     for key, reason in failed.items():
         progress.note(f"failed: {key}: {reason}")
     return 1 if failed else 0
@@ -165,8 +170,8 @@ def _outputs(options: InvertOptions, key: str) -> list[Path]:
     output, folder = options.output, options.image is not None and options.image.is_dir()
     name = Path(key).with_suffix("")
     both = [Path(f"{name}.inv.safetensors"), Path(f"{name}.inv.png")]
-    if folder and options.image is not None:
-        return [(output or Path(f"{options.image.resolve().name}.inv")) / path for path in both]
+    if folder:
+        return [_folder(options) / path for path in both]
     if output is None:
         return both[:1]
     if output.is_dir() or not output.suffix:
@@ -174,6 +179,20 @@ def _outputs(options: InvertOptions, key: str) -> list[Path]:
     if output.suffix not in (".safetensors", ".png"):
         raise UsageError(f"-o {output} must end in .safetensors (the trajectory) or .png (the reconstruction), or be a folder")
     return [output]
+
+
+def _folder(options: InvertOptions) -> Path:
+    """Return where the results of a folder of pictures go."""
+    assert options.image is not None
+    return options.output or Path(f"{options.image.resolve().name}.inv")
+
+
+def _check_outputs(pictures: Mapping[str, Path], outputs: Mapping[str, Sequence[Path]]) -> None:
+    for key, paths in outputs.items():
+        for path in paths:
+            check_replaceable(path, pictures[key])
+    for folder in {path.parent for paths in outputs.values() for path in paths}:
+        check_writable(folder)
 
 
 def _way(cfg: DictConfig, options: InvertOptions) -> Way:

@@ -81,6 +81,19 @@ def test_a_folder_with_a_bad_picture(model, tmp_path, capsys):
     assert "failed: bad.png" in capsys.readouterr().err
 
 
+def test_a_second_run_inverts_only_what_is_missing_or_different(model, tmp_path, capsys):
+    source, out = tmp_path / "in", tmp_path / "out"
+    for n in range(3):
+        picture(source / f"{n}.png", n, (16, 16))
+    for expected, steps in ((3, 3), (0, 3), (3, 4)):
+        assert invert_images(options(model, source, output=out, steps=steps)) == 0
+        assert capsys.readouterr().out.count("reconstruction") == expected
+    (out / "1.inv.png").unlink()
+    picture(source / "2.png", 22, (16, 16))
+    assert invert_images(options(model, source, output=out, steps=4)) == 0
+    assert capsys.readouterr().out.count("reconstruction") == 2
+
+
 def test_a_picture_alone_and_in_a_batch_has_the_same_trajectory(model):
     """Noise belongs to the picture's key, not to its place."""
     backbone = load_pixel(model)
