@@ -26,10 +26,11 @@ class FacePairs(Dataset):
         size: side of the images in pixels.
         count: faces in the data set.
         seed: decides the edits and the captions; those of one face differ from draw to draw.
+        expressions: share of the pairs that differ in the expression, the hardest change to see; the others are any edit.
     """
 
-    def __init__(self, split: str, size: int, count: int, seed: int = 0):
-        self.split, self.size, self.count, self.seed = split, size, count, seed
+    def __init__(self, split: str, size: int, count: int, seed: int = 0, expressions: float = 0.0):
+        self.split, self.size, self.count, self.seed, self.expressions = split, size, count, seed, expressions
 
     def __len__(self) -> int:
         return self.count
@@ -37,8 +38,10 @@ class FacePairs(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         face = face_at(self.split, index)
         rng = np.random.default_rng([self.seed, int(torch.randint(2**31, ()))])  # a state that training saves and restores
-        eligible = [edit.name for edit in EDITS.values() if edit.eligible(face)]
-        edit = eligible[int(rng.integers(len(eligible)))]
+        eligible = [edit for edit in EDITS.values() if edit.eligible(face)]
+        if rng.random() < self.expressions:
+            eligible = [edit for edit in eligible if "expression" in edit.target]
+        edit = eligible[int(rng.integers(len(eligible)))].name
         other = counterfactual(face, edit)
         return {
             "key": f"faces/{self.split}/{index:06d}",
@@ -57,14 +60,18 @@ class FacePairsData(DataModule):
     Args:
         size: side of the images in pixels.
         train, validation, test: number of faces in each split.
+        expressions: share of the training pairs that differ in the expression.
     """
 
-    def __init__(self, size: int = 64, train: int = 40_000, validation: int = 512, test: int = 512):
+    def __init__(
+        self, size: int = 64, train: int = 40_000, validation: int = 512, test: int = 512, expressions: float = 0.0
+    ) -> None:
         super().__init__()
         self.size, self.counts = size, {"train": train, "validation": validation, "test": test}
+        self.expressions = expressions
 
     def train_dataset(self) -> FacePairs:
-        return FacePairs("train", self.size, self.counts["train"])
+        return FacePairs("train", self.size, self.counts["train"], expressions=self.expressions)
 
     def validation_dataset(self) -> FacePairs:
         return FacePairs("validation", self.size, self.counts["validation"])

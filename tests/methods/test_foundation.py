@@ -140,6 +140,13 @@ def test_clip_learns_from_pairs_that_differ_in_one_edit() -> None:
         assert not torch.equal(item["image"], item["other"])
 
 
+def test_as_many_pairs_as_asked_differ_in_the_expression() -> None:
+    for share in (0.0, 1.0):
+        names = [FacePairs("train", 8, 60, expressions=share)[k]["edit"] for k in range(60)]
+        changed = sum("expression" in EDITS[name].target for name in names)
+        assert changed == 60 if share else changed < 30
+
+
 def test_factor_classes_cover_every_value() -> None:
     faces = [face_at("train", k) for k in range(200)]
     for name, values in CATEGORICAL.items():
