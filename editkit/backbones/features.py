@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +53,9 @@ class FeatureNet(nn.Module):
         net = cls(**config)
         net.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})
         return net.eval().requires_grad_(False)
+
+
+Net = TypeVar("Net", bound=FeatureNet)
 
 
 class PerceptualNet(FeatureNet):
@@ -138,9 +142,26 @@ def load_perceptual(path: str | Path = "editkit:toy-perceptual") -> PerceptualNe
     return PerceptualNet.load(path)
 
 
-def load_identity(path: str | Path = "editkit:toy-identity") -> IdentityNet:
-    """Load an identity network from a folder or a bundled name."""
-    return IdentityNet.load(path)
+def load_identity(path: str | Path = "editkit:toy-identity") -> FeatureNet:
+    """Load an identity network, the toy world's or ArcFace's, from a folder or a bundled name."""
+    from editkit.backbones.arcface import ArcFace  # which is a FeatureNet itself
+
+    return load_one_of((IdentityNet, ArcFace), path)
+
+
+def load_one_of(kinds: Sequence[type[Net]], path: str | Path) -> Net:
+    """Load a network of one of several kinds: config.json says which.
+
+    Raises:
+        UserError: the folder holds something else.
+    """
+    folder = resolve(path)
+    kind = json.loads((folder / "config.json").read_text()).get("kind") if (folder / "config.json").exists() else None
+    for net in kinds:
+        if net.kind == kind:
+            return net.load(folder)
+    wanted = " or ".join(f"kind={net.kind}" for net in kinds)
+    raise UserError(f"{folder} does not hold such a network: its config.json must say {wanted}")
 
 
 def _stage(width_in: int, width: int) -> nn.Sequential:
