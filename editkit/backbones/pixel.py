@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from editkit.backbones.assets import resolve
 from editkit.backbones.base import Backbone, Finish
+from editkit.backbones.wide_time import load_unet
 from editkit.engine.schedule import Schedule
 from editkit.errors import UserError
 from editkit.types import Condition, Prediction
@@ -165,7 +166,7 @@ def load_pixel(
         raise UserError(f"{folder} is not a pixel model: expected unet/config.json or config.json in it")
     config = dict(scheduler) if scheduler is not None else _scheduler_config(folder, home)
     try:
-        unet = UNet2DModel.from_pretrained(home, torch_dtype=_DTYPES[dtype], use_safetensors=True, low_cpu_mem_usage=False)
+        unet = load_unet(home, _DTYPES[dtype])
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{home} does not hold a UNet2DModel with safetensors weights: {reason}") from error
