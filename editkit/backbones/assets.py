@@ -6,6 +6,7 @@ import os
 from importlib import resources
 from pathlib import Path
 
+from editkit.backbones.registry import provider
 from editkit.errors import UserError, suggestion
 
 PREFIX = "editkit:"
@@ -24,8 +25,8 @@ def bundled() -> list[str]:
 def resolve(path: str | Path, *, download: bool = False, revision: str | None = None) -> Path:
     """Return the local folder (or file) of some weights: a bundled name, a folder, or a hub name that is already on this machine.
 
-    A hub name ("google/ddpm-ema-church-256") is looked up in $EDITKIT_WEIGHTS, then in the Hugging Face cache; the
-    network is used only with `download`.
+    A hub name ("google/ddpm-ema-church-256") is looked up in $EDITKIT_WEIGHTS (weights/ if that is not set, where
+    `editkit weights fetch` puts things), then in the Hugging Face cache; the network is used only with `download`.
 
     Raises:
         UserError: the weights are not here; the message says what to type.
@@ -36,9 +37,9 @@ def resolve(path: str | Path, *, download: bool = False, revision: str | None = 
     local = Path(name).expanduser()
     if local.exists():
         return local
-    store = os.environ.get("EDITKIT_WEIGHTS")
-    if store and (Path(store) / name).is_dir():
-        return Path(store) / name
+    store = Path(os.environ.get("EDITKIT_WEIGHTS") or "weights")
+    if (store / name).is_dir():
+        return store / name
     if not _is_hub_name(name):
         raise UserError(f"no weights at {name}: give a folder that exists, or one of the bundled names: {_listed()}")
     return _from_hub(name, download=download, revision=revision)
@@ -77,7 +78,8 @@ def _from_hub(name: str, *, download: bool, revision: str | None) -> Path:
             )
         )
     except LocalEntryNotFoundError as error:
-        raise UserError(
-            f"the weights {name} are not on this machine: run `hf download {name} --local-dir DIR` and give DIR as the path, "
-            "or set download=true beside the path"
-        ) from error
+        known = provider(name)
+        how = (
+            f"`editkit weights fetch {known.name}`" if known else f"`hf download {name} --local-dir DIR` and give DIR as the path"
+        )
+        raise UserError(f"the weights {name} are not on this machine: run {how}, or set download=true beside the path") from error
