@@ -45,7 +45,7 @@ def trained(path: Path, model: Path, *, target: str = "a smiling face", seed: in
         "backbone_digest": own.digest(),
         "t_edit": 0,
         "t_boost": 0,
-        "t_max": None,
+        "t_start": None,
         "n_train": 40,
         "n_inv": 40,
         "text_cosine": 0.8,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 import torch
@@ -113,7 +112,7 @@ def delta_of(backbone, seed=0):
 
 
 def attribute(backbone, seed=0, t_edit=400.0, **changes):
-    phases = Phases(t_edit, changes.pop("t_boost", 0.0), changes.pop("t_max", math.inf))
+    phases = Phases(t_edit, changes.pop("t_boost", 0.0))
     return Attribute(f"attribute {seed}", delta_of(backbone, seed), phases, 6, **changes)
 
 

@@ -161,9 +161,9 @@ def test_the_shifted_bottleneck_is_the_middle_block_s_output(backbone, images):
 def test_the_shift_acts_only_in_its_interval(backbone, images):
     """An easy wrong version shifts at all times: it would take a second decoder pass at every level."""
     levels = backbone.schedule.levels(6)
-    assert [levels.times[i] for i in Phases(400, 0, 800).edited(levels)] == [799, 599]
-    for bounds, edited in (({"t_edit": 400.0}, 3), ({"t_edit": 400.0, "t_max": 800.0}, 2), ({"t_edit": 0.0}, 6)):
-        editor = editor_of(backbone, attribute(backbone, **bounds))
+    assert [levels.times[i] for i in Phases(500).edited(levels)] == [999, 799, 599]
+    for t_edit, start, edited in ((400.0, None, 3), (400.0, 800, 3), (0.0, None, 6), (600.0, 500, 0)):
+        editor = editor_of(backbone, attribute(backbone, t_edit=t_edit), t_start=start)
         state = editor.prepare(images.requests())
         with count_calls(backbone, flops=False) as counter:
             editor.edit(images.requests(), state)
@@ -243,11 +243,11 @@ def test_gating(backbone):
 
 
 def test_a_sweep_is_the_edits_one_by_one(backbone, images):
-    editor = editor_of(backbone, attribute(backbone, t_max=700.0))
+    editor = editor_of(backbone, attribute(backbone), t_start=700)
     state = editor.prepare(images.requests())
     with count_calls(backbone, flops=False) as counter:
         strip = editor.sweep(images.requests(), torch.tensor([[-1.0], [0.0], [1.0]]), state)
-    assert counter.encoder == 3 * (2 + 3 * 4)  # the two levels above 700 once, the other four for each strength
+    assert counter.encoder == 3 * 3 * 6  # nothing is inverted again
     for k, strength in enumerate((-1.0, 0.0, 1.0)):
         one = editor.edit(images.requests(strength=strength), state).images
         assert torch.allclose(strip[:, k], one, atol=1e-4)

@@ -188,7 +188,7 @@ def test_a_run_needs_times_or_tables_and_a_level_between_them():
     with pytest.raises(UserError, match=r"method\.tables"):
         tiny_method(t_edit=None).prepare_training()
     with pytest.raises(UserError, match="lower method.t_edit"):
-        tiny_method(t_edit=410, t_max=590).prepare_training()
+        tiny_method(t_edit=600, t_start=590).prepare_training()
     with pytest.raises(UsageError, match="clip_source=p_scr"):
         tiny_method(clip_source="p_scr")
 

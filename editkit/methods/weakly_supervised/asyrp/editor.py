@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -49,6 +50,7 @@ class AsyrpEditor(Editor):
         attributes: what to edit; several act together, each weighted by 1 / sqrt(their number).
         n_inv: levels of the inversion.
         n_test: levels of the generation; a request's `steps` replaces both numbers.
+        t_start: time of the noisiest level of both; None = the last training time.
         gating: see `process.gated`.
         cache: keeps inversions for later calls.
         measure: reconstruct each image as well and report the PSNR, which costs as many calls as a plain generation.
@@ -64,6 +66,7 @@ class AsyrpEditor(Editor):
         *,
         n_inv: int = 40,
         n_test: int = 40,
+        t_start: float | None = None,
         gating: str = "own",
         cache: InversionCache | None = None,
         measure: bool = True,
@@ -71,6 +74,7 @@ class AsyrpEditor(Editor):
         self.backbone = backbone
         self.attributes = gated(attributes, gating)
         self.n_inv, self.n_test = n_inv, n_test
+        self.levels = partial(backbone.schedule.levels, start=t_start)
         self.invert, self.measure = inverting(backbone, cache), measure
 
     @torch.no_grad()
@@ -79,7 +83,7 @@ class AsyrpEditor(Editor):
         images = torch.stack([request.image for request in requests]).to(device_of(self.backbone))
         x, calls, quality = torch.empty_like(images), [0] * len(requests), [math.nan] * len(requests)
         for steps, rows in _by_steps(requests, self.n_inv):
-            levels = self.backbone.schedule.levels(steps)
+            levels = self.levels(steps)
             x[rows] = self.invert(images[rows], levels)
             again = self.reconstruct(requests, x, rows) if self.measure else None
             for place, row in enumerate(rows):
@@ -96,7 +100,7 @@ class AsyrpEditor(Editor):
         for steps, rows in _by_steps(requests, self.n_test):
             some = [requests[row] for row in rows]
             strengths = torch.tensor([[1.0 if r.strength is None else r.strength] * len(self.attributes) for r in some])
-            levels = self.backbone.schedule.levels(steps)
+            levels = self.levels(steps)
             images[rows] = self._generate(some, state.x[rows], strengths, levels)
             shifted = {i for attribute in self.attributes for i in attribute.phases.edited(levels)} if strengths.any() else ()
             for row in rows:
@@ -109,32 +113,19 @@ class AsyrpEditor(Editor):
 
     @torch.no_grad()
     def sweep(self, requests: Sequence[EditRequest], strengths: Tensor, state: Inverted | None = None) -> Tensor:
-        """Return (B, S, 3, H, W): every request at each of S strengths, (S, k), one of each attribute.
-
-        The levels above the first shift are walked once for all strengths.
-        """
+        """Return (B, S, 3, H, W): every request at each of S strengths, (S, k), one of each attribute."""
         state = state or self.prepare(requests)
-        levels = self.backbone.schedule.levels(self.n_test)
-        first = max((i for attribute in self.attributes for i in attribute.phases.edited(levels)), default=0)
-        x = self._generate(requests, state.x, torch.zeros(len(requests), len(self.attributes)), levels, stop=first)
+        levels = self.levels(self.n_test)
         rows = [row.float().expand(len(requests), -1) for row in strengths]
-        return torch.stack([self.backbone.decode(self._generate(requests, x, row, levels, start=first)) for row in rows], 1)
+        return torch.stack([self.backbone.decode(self._generate(requests, state.x, row, levels)) for row in rows], 1)
 
     def reconstruct(self, requests: Sequence[EditRequest], x: Tensor, rows: Sequence[int]) -> Tensor:
         """Return the plain deterministic way back of some rows of x."""
         (steps,) = {requests[row].steps or self.n_test for row in rows}
-        return self.backbone.decode(sample(self.backbone, x[list(rows)], self.backbone.schedule.levels(steps)))
+        return self.backbone.decode(sample(self.backbone, x[list(rows)], self.levels(steps)))
 
-    def _generate(
-        self,
-        requests: Sequence[EditRequest],
-        x: Tensor,
-        strengths: Tensor,
-        levels: Levels,
-        start: int | None = None,
-        stop: int = 0,
-    ) -> Tensor:
-        return generate(self.backbone, self.attributes, strengths, x, levels, requests, start=start, stop=stop)
+    def _generate(self, requests: Sequence[EditRequest], x: Tensor, strengths: Tensor, levels: Levels) -> Tensor:
+        return generate(self.backbone, self.attributes, strengths, x, levels, requests)
 
 
 def inverting(backbone: Backbone, cache: InversionCache | None = None) -> Callable[[Tensor, Levels], Tensor]:
@@ -172,9 +163,21 @@ def attribute_of(artefact: Artefact, backbone: Backbone) -> Attribute:
         delta = lambda h, temb, t: block(h, temb)  # noqa: E731
     else:
         delta = MeanShift(artefact.tensors["values"], card["times"]).to(device_of(backbone))
-    bound = math.inf if card.get("t_max") is None else card["t_max"]
-    phases = Phases(card["t_edit"], card["t_boost"], bound)
+    phases = Phases(card["t_edit"], card["t_boost"])
     return Attribute(artefact.name, delta, phases, card["n_train"], card["text_cosine"], artefact.strength)
+
+
+def start_of(artefacts: Sequence[Artefact], default: float | None) -> float | None:
+    """Return the noisiest time of the levels that files were trained on, `default` without files.
+
+    Raises:
+        UserError: they differ, so that one inversion cannot serve them all.
+    """
+    starts = {artefact.card.get("t_start") for artefact in artefacts} or {default}
+    if len(starts) > 1:
+        times = " and ".join(f"{artefact.name!r} from {artefact.card.get('t_start') or 'the end'}" for artefact in artefacts)
+        raise UserError(f"these weights were trained to come back from different times ({times}): use them one by one")
+    return starts.pop()
 
 
 def device_of(backbone: Backbone) -> torch.device:

@@ -19,7 +19,7 @@ from editkit.errors import UsageError, UserError, suggestion
 from editkit.losses.clip_direction import DirectionalClip, log_distance
 from editkit.losses.perceptual import FeatureStages
 from editkit.methods.weakly_supervised.asyrp import tasks
-from editkit.methods.weakly_supervised.asyrp.editor import AsyrpEditor, attribute_of, device_of, inverting
+from editkit.methods.weakly_supervised.asyrp.editor import AsyrpEditor, attribute_of, device_of, inverting, start_of
 from editkit.methods.weakly_supervised.asyrp.process import Attribute, Phases, Sources, Tables
 from editkit.networks.delta import DELTAS
 from editkit.training.method import Artefact, Method, OptimizerFactory, SchedulerFactory, Update
@@ -37,10 +37,11 @@ class Asyrp(Method):
         clip: makes the CLIP whose directions guide the training.
         prompt: what edited images should show ("a smiling face").
         source_prompt: what the images show ("a face").
-        n_inv, n_train, n_test: levels of inversion, training and editing; all grids end at the last training time.
+        n_inv, n_train, n_test: levels of inversion, training and editing.
+        t_start: noisiest time of all of them; None = the last training time, as in the paper. A small model inverts poorly
+            above the time at which its images take shape.
         t_edit: the shift acts from this time upwards; None = by `tables` and the texts.
         t_boost: below this time steps add noise; None = by `tables`.
-        t_max: the shift acts up to this time; None = no bound, as in the paper.
         tables: distances along the inversion: a file that the task `calibrate` wrote, or the same as a mapping.
         edit_threshold, boost_threshold: distances that decide t_edit (times the texts' cosine) and t_boost.
         clip_weight, l1_weight: of the two losses; the second also times the texts' cosine.
@@ -69,9 +70,9 @@ class Asyrp(Method):
         n_inv: int = 40,
         n_train: int = 40,
         n_test: int = 40,
+        t_start: float | None = None,
         t_edit: float | None = None,
         t_boost: float | None = None,
-        t_max: float | None = None,
         tables: str | Mapping[str, Any] | None = None,
         edit_threshold: float = 0.33,
         boost_threshold: float = 1.2,
@@ -100,7 +101,7 @@ class Asyrp(Method):
         self.make_clip, self.make_perceptual = clip, perceptual
         self.prompt, self.source_prompt = prompt, source_prompt
         self.n_inv, self.n_train, self.n_test = n_inv, n_train, n_test
-        self.t_edit, self.t_boost, self.t_max = t_edit, t_boost, t_max
+        self.t_start, self.t_edit, self.t_boost = t_start, t_edit, t_boost
         self.tables, self.edit_threshold, self.boost_threshold = tables, edit_threshold, boost_threshold
         self.clip_weight, self.l1_weight, self.clip_source = clip_weight, l1_weight, clip_source
         self.given_cosine, self.gating, self.measure = text_cosine, gating, measure
@@ -109,7 +110,8 @@ class Asyrp(Method):
         self.attribute_paths, self.strengths = tuple(attributes), tuple(strengths)
         self.task_images, self.run_dir = task_images, Path(run_dir)
         self.delta = DELTAS[backbone.style](backbone.bottleneck_shape[0], backbone.time_width, zero_init=zero_init)
-        self.levels = backbone.schedule.levels(n_train)
+        self.grid = partial(backbone.schedule.levels, start=t_start)
+        self.levels = self.grid(n_train)
         self.kept: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         self.preview: list[EditRequest] = []
 
@@ -126,8 +128,8 @@ class Asyrp(Method):
         self.edited = self.phases.edited(self.levels)
         if not self.edited:
             raise UserError(
-                f"none of the {self.n_train} training levels lies from t_edit={self.phases.t_edit} to t_max={self.phases.t_max}: "
-                "lower method.t_edit or raise method.t_max"
+                f"none of the {self.n_train} training levels (up to {self.levels.times[-1]:g}) reaches "
+                f"t_edit={self.phases.t_edit}: lower method.t_edit or raise method.t_start"
             )
 
     def compare_texts(self) -> float:
@@ -167,17 +169,15 @@ class Asyrp(Method):
     def compute_sources(self, images: Tensor) -> Sources:
         """Invert images (B, 3, H, W) and walk them down without an edit."""
         images = images.to(device_of(self.backbone))
-        x = self.invert(images, self.backbone.schedule.levels(self.n_inv))
-        first, last = self.edited[0], self.edited[-1]
-        enter = sample(self.backbone, x, self.levels, stop=first)
+        x = self.invert(images, self.grid(self.n_inv))
         estimates: list[Tensor] = []
-        sample(self.backbone, enter, self.levels, start=first, stop=last - 1, on_step=lambda i, j, x, p: estimates.append(p.x0))
+        sample(self.backbone, x, self.levels, stop=self.edited[-1] - 1, on_step=lambda i, j, x, p: estimates.append(p.x0))
         x0 = torch.stack(estimates, 1)
         if self.clip_source == "x0":
             features = self.direction.features(images)[:, None]
         else:
             features = torch.stack([self.direction.features(self.backbone.decode(estimate)) for estimate in estimates], 1)
-        return Sources(enter, x0, features)
+        return Sources(x, x0, features)
 
     def sources(self, batch: Mapping[str, Any]) -> Sources:
         """Return the kept sources of a batch, or compute them now."""
@@ -233,7 +233,7 @@ class Asyrp(Method):
             )
         t_edit = tables.t_edit(self.text_cosine, self.edit_threshold) if self.t_edit is None else self.t_edit
         t_boost = tables.t_boost(self.boost_threshold) if self.t_boost is None else self.t_boost
-        return Phases(t_edit, t_boost, float("inf") if self.t_max is None else self.t_max)
+        return Phases(t_edit, t_boost)
 
     # What training leaves behind.
 
@@ -246,7 +246,7 @@ class Asyrp(Method):
         trained = {
             "t_edit": self.phases.t_edit,
             "t_boost": self.phases.t_boost,
-            "t_max": self.t_max,
+            "t_start": self.t_start,
             "text_cosine": self.text_cosine,
         }
         return {
@@ -265,7 +265,8 @@ class Asyrp(Method):
 
     def editor(self, artefacts: Sequence[Artefact]) -> AsyrpEditor:
         """Return what edits with these files."""
-        return self._editor([attribute_of(artefact, self.backbone) for artefact in artefacts])
+        attributes = [attribute_of(artefact, self.backbone) for artefact in artefacts]
+        return self._editor(attributes, start=start_of(artefacts, self.t_start))
 
     def sample_grid(self) -> Tensor | None:
         """Return source, half strength and full strength of a few training images, (4, 3, 3, H, W)."""
@@ -273,15 +274,16 @@ class Asyrp(Method):
             return None
         block = self.delta
         own = Attribute(self.prompt, lambda h, temb, t: block(h, temb), self.phases, self.n_train, self.text_cosine)
-        edits = self._editor([own], measure=False).sweep(self.preview, torch.tensor([[0.5], [1.0]])).cpu()
+        edits = self._editor([own], start=self.t_start, measure=False).sweep(self.preview, torch.tensor([[0.5], [1.0]])).cpu()
         return torch.cat([torch.stack([request.image for request in self.preview])[:, None], edits], 1)
 
-    def _editor(self, attributes: Sequence[Attribute], measure: bool | None = None) -> AsyrpEditor:
+    def _editor(self, attributes: Sequence[Attribute], *, start: float | None, measure: bool | None = None) -> AsyrpEditor:
         return AsyrpEditor(
             self.backbone,
             attributes,
             n_inv=self.n_inv,
             n_test=self.n_test,
+            t_start=start,
             gating=self.gating,
             cache=self.cache,
             measure=self.measure if measure is None else measure,

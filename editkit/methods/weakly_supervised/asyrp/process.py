@@ -33,17 +33,14 @@ class Phases:
     Attributes:
         t_edit: the shift acts at times >= t_edit.
         t_boost: each step from a time < t_boost adds noise (eta 1), "quality boosting"; 0 = deterministic throughout.
-        t_max: the shift acts at times <= t_max. The paper has no such bound; a small model's x0 estimates at high noise are too
-            poor to be guided.
     """
 
     t_edit: float
     t_boost: float = 0.0
-    t_max: float = math.inf
 
     def edits(self, t: float) -> bool:
         """Say whether the shift acts at time t."""
-        return self.t_edit <= t <= self.t_max
+        return t >= self.t_edit
 
     def edited(self, levels: Levels) -> list[int]:
         """Return the level indices at which the shift acts, noisiest first."""
@@ -122,7 +119,7 @@ class Sources:
     """What the frozen model says of a batch of images, once for the whole training.
 
     Attributes:
-        x: states at the first edited level, (B, C, H, W).
+        x: states at the noisiest level, where the shift begins, (B, C, H, W).
         x0: estimates P_src at every edited level, (B, S, C, H, W).
         features: CLIP embeddings of what the edit is compared with, (B, S or 1, D).
     """
@@ -221,18 +218,13 @@ def generate(
     x: Tensor,
     levels: Levels,
     requests: Sequence[EditRequest],
-    *,
-    start: int | None = None,
-    stop: int = 0,
 ) -> Tensor:
-    """Return what the states x, (B, C, H, W), become by the three-phase process: edited images if it runs to the end.
+    """Return what the states x, (B, C, H, W), become by the three-phase process: edited images.
 
     Args:
         strengths: (B, k), one of each attribute for each image.
-        x: states at level `start`, from DDIM inversion on `levels`.
+        x: states at the noisiest level, from DDIM inversion on `levels`.
         requests: name the images for the noise of the last phase.
-        start: level index of x; None = the noisiest.
-        stop: level index to end at.
     """
     t_boost = min((attribute.phases.t_boost for attribute in attributes), default=0.0)
     factors = coefficients(attributes, strengths.cpu(), len(levels) - 1)
@@ -249,8 +241,6 @@ def generate(
         x,
         levels,
         step=boosted(t_boost),
-        start=start,
-        stop=stop,
         noise=lambda i: draw(i) if levels.times[i] < t_boost else None,
     )
 

@@ -34,6 +34,7 @@ class Subject(Protocol):
     backbone: Backbone
     make_perceptual: Callable[[], Any] | None
     n_inv: int
+    grid: Callable[[int], Levels]
     edit_threshold: float
     boost_threshold: float
     attribute_paths: tuple[str, ...]
@@ -57,7 +58,7 @@ def calibrate(method: Subject, data: Any) -> dict[str, Any]:
     perceptual = Perceptual(method.make_perceptual().to(device_of(method.backbone)))
     images = [request.image.to(device_of(method.backbone)) for request in requests_of(data.train_dataset(), method.task_images)]
     batches = [torch.stack(images[k : k + BATCH]) for k in range(0, len(images), BATCH)]
-    tables = measure(method.backbone, perceptual, batches, method.backbone.schedule.levels(method.n_inv))
+    tables = measure(method.backbone, perceptual, batches, method.grid(method.n_inv))
     path = tables.write(method.run_dir / "calibration.json")
     cosine = method.compare_texts()
     figures = {"file": str(path), "images": len(images), "text_cosine": round(cosine, 4)}
