@@ -111,6 +111,7 @@ class Stepper:
         rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        torch.clear_autocast_cache()  # it holds the weights as they were, and a batch's next update would still see those
         if group in self.schedulers:
             self.schedulers[group].step()
         self.steps += 1

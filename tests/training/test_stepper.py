@@ -43,6 +43,25 @@ def test_one_step_is_plain_gradient_descent():
     assert (stepper.steps, stepper.images) == (1, 2)
 
 
+class Twice(Line):
+    """Two updates a batch."""
+
+    def updates(self, batch):
+        for _ in range(2):
+            yield Update("line", self.loss(batch))
+
+
+@pytest.mark.parametrize("cleared", [True, False], ids=["ours", "stale"])
+def test_under_autocast_an_update_sees_the_weights_that_the_last_one_left(cleared, monkeypatch):
+    """An easy wrong version leaves autocast's copies of the weights, so that all updates of a batch see those of the first."""
+    if not cleared:
+        monkeypatch.setattr(torch, "clear_autocast_cache", lambda: None)
+    method = Twice()
+    with torch.autocast("cpu", torch.bfloat16):
+        start(method, batch_size=1).run(batch(1.0))
+    assert (method.part.weight.item() == pytest.approx(0.8 * 0.8, abs=0.01)) == cleared
+
+
 def test_accumulating_two_batches_is_one_batch_of_both():
     method = Line()
     stepper = start(method, batch_size=1, accumulate=2)

@@ -181,7 +181,6 @@ def stepwise(network: Denoiser, levels: Levels, x: Tensor, criterion: Criterion)
         criterion: the losses of an estimate.
     """
     for i in range(len(levels) - 1, 0, -1):
-        torch.clear_autocast_cache()  # under autocast it holds the weights as they were before the last update
         pred = network(x, levels.times[i])
         x = ddim(levels, i, i - 1, x, pred, (), None).detach()
         yield criterion(pred.x0)
