@@ -91,9 +91,10 @@ def load_editor(
     backbone: Backbone = method.backbone  # type: ignore[assignment]
     model, digest = backbone_name(cfg), backbone.digest()
     default = cfg.method.get("prompt")
-    if not weights:
-        chosen = choose(folder, prompt=prompt, default=default, backbone=digest)
-    if not chosen and _needs_training(method):
+    trains = _needs_training(method)
+    if not weights:  # a method that trains nothing takes any prompt, whatever lies in its folder
+        chosen = choose(folder, prompt=prompt, default=default, backbone=digest) if trains else []
+    if not chosen and trains:
         raise UserError(
             f"{name} has no trained weights for the backbone {model}: train them with `editkit train recipe={name}`, or "
             f"give --weights PATH"
