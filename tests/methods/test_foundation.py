@@ -27,9 +27,9 @@ NETWORK = {
 TERMS = {"factors": 1.0, "contrast": 1.0, "direction": 1.0, "colour": 1.0}
 
 
-def diffusion(kind: str = "v_prediction") -> PixelDiffusion:
+def diffusion(kind: str = "v_prediction", **settings) -> PixelDiffusion:
     torch.manual_seed(0)
-    return PixelDiffusion(network=NETWORK, noise={"prediction_type": kind, "clip_sample": False})
+    return PixelDiffusion(network=NETWORK, noise={"prediction_type": kind, "clip_sample": False}, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +138,19 @@ def test_clip_learns_from_pairs_that_differ_in_one_edit() -> None:
         assert item["face"] == face_named(item["key"])
         assert edit.eligible(item["face"]) and item["other_face"] == counterfactual(item["face"], edit.name)
         assert not torch.equal(item["image"], item["other"])
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_closed_skips_stay_closed(closed) -> None:
+    method = diffusion(closed_skips=closed)
+    weights = [w for r in method.unet.up_blocks[0].resnets for w in (r.conv1.weight, r.conv_shortcut.weight)]
+    own = method.unet.config.block_out_channels[-1]
+    optimizer = torch.optim.AdamW(method.unet.parameters(), lr=0.1)
+    for _ in range(2):
+        sum(value.mean() for value in method.loss({"image": torch.rand(4, 3, 16, 16)}).values()).backward()
+        optimizer.step()
+    assert all(bool((weight[:, own:] == 0).all()) == closed for weight in weights)
+    assert all(weight.grad[:, :own].abs().max() > 0 for weight in weights)
 
 
 def test_as_many_pairs_as_asked_differ_in_the_expression() -> None:

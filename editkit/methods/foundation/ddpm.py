@@ -31,6 +31,8 @@ class PixelDiffusion(Method):
     Args:
         network: arguments of diffusers' UNet2DModel.
         noise: arguments of diffusers' DDPMScheduler; `prediction_type` says what the network learns.
+        closed_skips: keep the skip connections at the bottleneck's own resolution at zero, so that what is coarse has no way
+            round the bottleneck and a shift of it can change more (ours; the network stays an ordinary UNet2DModel).
         focus: share of the times drawn where images take shape; the rest, and all with 0, are uniform.
         focus_at: mean and standard deviation of ln(s/a) at those times (in the manner of Karras et al. 2022, table 1; there
             -1.2 and 1.2, which leaves too little for the layout of a face when training is short).
@@ -44,6 +46,7 @@ class PixelDiffusion(Method):
         *,
         network: Mapping[str, Any],
         noise: Mapping[str, Any],
+        closed_skips: bool = False,
         focus: float = 0.0,
         focus_at: tuple[float, float] = (0.7, 1.2),
         init_from: str | None = None,
@@ -57,6 +60,8 @@ class PixelDiffusion(Method):
             name: list(value) if not isinstance(value, (str, int, float, bool)) else value for name, value in network.items()
         }
         self.unet = UNet2DModel(**config) if init_from is None else load_pixel(init_from).unet
+        if closed_skips:
+            close_skips(self.unet)
         self.ddpm = DDPMScheduler(**dict(noise))
         self.noise_schedule = schedule_of(self.ddpm.config)
         self.parameterization = parameterization_of(self.ddpm.config)
@@ -126,6 +131,15 @@ class PixelDiffusion(Method):
     def dummy_batch(self) -> dict[str, Any]:
         side = self.unet.config.sample_size
         return {"image": torch.zeros(2, 3, side, side, device=self.device), "key": ["a", "b"]}
+
+
+def close_skips(unet: UNet2DModel) -> None:
+    """Set what the first up block reads of its skip connections to zero, and keep training from changing that."""
+    own = unet.config.block_out_channels[-1]  # channels of the running signal; the skip connection's come after them
+    for resnet in unet.up_blocks[0].resnets:
+        for weight in (resnet.conv1.weight, resnet.conv_shortcut.weight):
+            weight.data[:, own:] = 0
+            weight.register_hook(lambda gradient: torch.cat([gradient[:, :own], torch.zeros_like(gradient[:, own:])], 1))
 
 
 def _stratified(count: int, device: torch.device) -> Tensor:
