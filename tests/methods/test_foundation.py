@@ -12,8 +12,10 @@ from editkit.backbones.pixel import PixelBackbone, load_pixel
 from editkit.data.pairs import FacePairs, face_named
 from editkit.data.toyworld.faces import CATEGORICAL, CONTINUOUS, draw_face
 from editkit.data.toyworld.world import EDITS, counterfactual, face_at
+from editkit.engine.schedule import Schedule
+from editkit.errors import UsageError
 from editkit.methods.foundation.clip import ToyClip, _direction_loss, factor_classes, train_tokenizer
-from editkit.methods.foundation.ddpm import PixelDiffusion
+from editkit.methods.foundation.ddpm import PixelDiffusion, without_skips
 from editkit.methods.foundation.features import CHANGEABLE, Identity, Perceptual, same_person
 
 NETWORK = {
@@ -29,7 +31,7 @@ TERMS = {"factors": 1.0, "contrast": 1.0, "direction": 1.0, "colour": 1.0}
 
 def diffusion(kind: str = "v_prediction", **settings) -> PixelDiffusion:
     torch.manual_seed(0)
-    return PixelDiffusion(network=NETWORK, noise={"prediction_type": kind, "clip_sample": False}, **settings)
+    return PixelDiffusion(**{"network": NETWORK, "noise": {"prediction_type": kind, "clip_sample": False}, **settings})
 
 
 @pytest.fixture(scope="module")
@@ -140,17 +142,76 @@ def test_clip_learns_from_pairs_that_differ_in_one_edit() -> None:
         assert not torch.equal(item["image"], item["other"])
 
 
-@pytest.mark.parametrize("closed", [True, False])
-def test_closed_skips_stay_closed(closed) -> None:
-    method = diffusion(closed_skips=closed)
-    weights = [w for r in method.unet.up_blocks[0].resnets for w in (r.conv1.weight, r.conv_shortcut.weight)]
-    own = method.unet.config.block_out_channels[-1]
+@pytest.mark.parametrize("side", [0, 8, 16])
+def test_closed_skips_stay_closed(side) -> None:
+    method = diffusion(closed_skips=side)  # its up blocks work at 8 and at 16 pixels
     optimizer = torch.optim.AdamW(method.unet.parameters(), lr=0.1)
     for _ in range(2):
         sum(value.mean() for value in method.loss({"image": torch.rand(4, 3, 16, 16)}).values()).backward()
         optimizer.step()
-    assert all(bool((weight[:, own:] == 0).all()) == closed for weight in weights)
-    assert all(weight.grad[:, :own].abs().max() > 0 for weight in weights)
+    below = method.unet.config.block_out_channels[-1]
+    for size, block in zip((8, 16), method.unet.up_blocks, strict=True):
+        for resnet in block.resnets:
+            for weight in (resnet.conv1.weight, resnet.conv_shortcut.weight):
+                assert bool((weight[:, below:] == 0).all()) == (size <= side)
+                assert weight.grad[:, :below].abs().max() > 0
+            below = resnet.out_channels
+
+
+@pytest.mark.parametrize("side", [8, 16])
+def test_what_closed_skips_held_goes_through_the_bottleneck_alone(side) -> None:
+    network = NETWORK | {"block_out_channels": [32, 32]}  # so that no norm group spans both sides of a joint
+    backbone = PixelBackbone(diffusion(closed_skips=side, network=network).unet, Schedule.linear(), "v")
+    one, other = torch.rand(2, 1, 3, 16, 16)
+    h = backbone.halves(one, 500.0)[0]
+    a, s = backbone.schedule.coefficients(500.0, one)
+    outputs = [(a * x - backbone.halves(x, 500.0)[1]([h])[0].x0) / s for x in (one, other)]
+    assert torch.allclose(*outputs, atol=1e-5) == (side == 16)
+
+
+def test_images_without_skips_are_asked_for_the_image_and_not_for_its_noise(monkeypatch) -> None:
+    method = diffusion(dropped_skips=1.0, drop_from=300.0)
+    x0, eps = torch.rand(2, 3, 16, 16) * 2 - 1, torch.randn(2, 3, 16, 16)
+    t = torch.tensor([299, 300])
+    monkeypatch.setattr(method, "_times", lambda count: t)
+    monkeypatch.setattr(torch, "randn_like", lambda like: eps)
+    alpha_bar = method.noise_schedule.alpha_bar(t).float().view(-1, 1, 1, 1)
+    a, s = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    target = torch.stack([(a * eps - s * x0)[0], (-s * x0)[1]])
+    with without_skips(method.unet, torch.tensor([1.0, 0.0]).view(-1, 1, 1, 1)):
+        output = method.unet(a * x0 + s * eps, t).sample
+    expected = (output - target).square().mean((1, 2, 3))
+    assert torch.allclose(method.loss({"image": x0})["denoise"], expected, rtol=1e-4)
+    plain = method.unet(a * x0 + s * eps, t).sample
+    assert torch.equal(output[0], plain[0]) and not torch.allclose(output[1], plain[1], atol=1e-3)
+    with pytest.raises(UsageError, match="dropped_skips"):
+        diffusion("epsilon", dropped_skips=0.5)
+
+
+def test_a_push_moves_embeddings_more_than_noise_of_the_same_length(clip) -> None:
+    torch.manual_seed(0)
+    images, ways = torch.rand(16, 3, 32, 32) * 2 - 1, F.normalize(torch.randn(3, 16), dim=1)
+    clip.push = 1.0
+    pushed = clip._pushed(images, ways)
+    clip.push = 0.0
+    lengths = (pushed - images).flatten(1).norm(dim=1)
+    moved = lengths > 0
+    assert moved.sum() == 8 and lengths.max() <= 1.0 + 1e-5
+    noise = torch.randn_like(images).flatten(1)
+    noised = images + (F.normalize(noise, dim=1) * lengths[:, None]).view_as(images)
+    change = lambda other: ((clip._see(other)[1] - clip._see(images)[1]) @ ways.T)[moved].abs().amax(1).mean()  # noqa: E731
+    assert change(pushed) > 3 * change(noised)
+    assert torch.equal(clip._pushed(images, ways), images)
+
+
+def test_a_quarter_of_the_images_become_estimates_of_the_diffusion_model(clip) -> None:
+    images = torch.rand(8, 3, 16, 16) * 2 - 1
+    assert clip._estimated(images) is images
+    clip.denoiser = PixelBackbone(diffusion().unet, Schedule.linear(), "v")
+    estimated = clip._estimated(images)
+    clip.denoiser = None
+    assert ((estimated - images).flatten(1).abs().amax(1) > 0).sum() == 2
+    assert estimated.abs().max() <= 1
 
 
 def test_as_many_pairs_as_asked_differ_in_the_expression() -> None:

@@ -6,8 +6,9 @@ eps, v gives a usable x0 at high noise, which is where a small network's colours
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from editkit.backbones.pixel import PixelBackbone, load_pixel, parameterization_of, schedule_of
 from editkit.engine.rng import batch_noise
 from editkit.engine.sample import sample
+from editkit.errors import UsageError
 from editkit.metrics.oracle import load_oracle
 from editkit.training.figures import diffusion_figures, record
 from editkit.training.method import Artefact, Method
@@ -31,14 +33,19 @@ class PixelDiffusion(Method):
     Args:
         network: arguments of diffusers' UNet2DModel.
         noise: arguments of diffusers' DDPMScheduler; `prediction_type` says what the network learns.
-        closed_skips: keep the skip connections at the bottleneck's own resolution at zero, so that what is coarse has no way
-            round the bottleneck and a shift of it can change more (ours; the network stays an ordinary UNet2DModel).
+        closed_skips: keep the skip connections of maps of at most this side at zero, so that what they hold has no way round
+            the bottleneck and a shift of it can change it (ours; the network stays an ordinary UNet2DModel); 0 closes none.
+        dropped_skips: share of the images whose open skip connections are dropped in training, at times from `drop_from` on; what
+            does not depend on the noise has to come from the bottleneck there, so that shifts of it reach small parts (ours).
         focus: share of the times drawn where images take shape; the rest, and all with 0, are uniform.
         focus_at: mean and standard deviation of ln(s/a) at those times (in the manner of Karras et al. 2022, table 1; there
             -1.2 and 1.2, which leaves too little for the layout of a face when training is short).
         init_from: a pixel-model folder whose weights to start from; None starts from scratch.
         sample_steps: DDIM steps of the sample grids.
         weights: folder that the task `measure` reads and whose card it completes.
+
+    Raises:
+        UsageError: `dropped_skips` of a network that predicts eps, which is nothing but noise.
     """
 
     def __init__(
@@ -46,7 +53,9 @@ class PixelDiffusion(Method):
         *,
         network: Mapping[str, Any],
         noise: Mapping[str, Any],
-        closed_skips: bool = False,
+        closed_skips: int = 0,
+        dropped_skips: float = 0.0,
+        drop_from: float = 100.0,
         focus: float = 0.0,
         focus_at: tuple[float, float] = (0.7, 1.2),
         init_from: str | None = None,
@@ -59,12 +68,14 @@ class PixelDiffusion(Method):
         config = {
             name: list(value) if not isinstance(value, (str, int, float, bool)) else value for name, value in network.items()
         }
-        self.unet = UNet2DModel(**config) if init_from is None else load_pixel(init_from).unet
-        if closed_skips:
-            close_skips(self.unet)
+        self.unet = UNet2DModel(**config) if init_from is None else load_pixel(init_from).unet.requires_grad_(True)
+        close_skips(self.unet, closed_skips)
         self.ddpm = DDPMScheduler(**dict(noise))
         self.noise_schedule = schedule_of(self.ddpm.config)
         self.parameterization = parameterization_of(self.ddpm.config)
+        self.dropped_skips, self.drop_from = dropped_skips, drop_from
+        if dropped_skips and self.parameterization == "eps":
+            raise UsageError("method.dropped_skips needs a network that predicts v or x0: set method.noise.prediction_type")
         self.focus, self.focus_at = focus, tuple(focus_at)
         self.sample_steps, self.weights = sample_steps, weights
         table = self.noise_schedule.table
@@ -79,8 +90,11 @@ class PixelDiffusion(Method):
         t = self._times(len(x0))
         eps = torch.randn_like(x0)
         x = self.noise_schedule.add_noise(x0, t, eps)
-        output = self.unet(x, t).sample.float()
-        return {"denoise": (output - self._target(x0, eps, t)).square().mean((1, 2, 3))}
+        dropped = (torch.rand(len(t), device=t.device) < self.dropped_skips) & (t >= self.drop_from)
+        kept = (~dropped).to(x0)[:, None, None, None]
+        with without_skips(self.unet, kept):
+            output = self.unet(x, t).sample.float()
+        return {"denoise": (output - self._target(x0, eps * kept, t)).square().mean((1, 2, 3))}
 
     def _times(self, count: int) -> Tensor:
         """Draw times (count,), stratified over the batch."""
@@ -133,13 +147,39 @@ class PixelDiffusion(Method):
         return {"image": torch.zeros(2, 3, side, side, device=self.device), "key": ["a", "b"]}
 
 
-def close_skips(unet: UNet2DModel) -> None:
-    """Set what the first up block reads of its skip connections to zero, and keep training from changing that."""
-    own = unet.config.block_out_channels[-1]  # channels of the running signal; the skip connection's come after them
-    for resnet in unet.up_blocks[0].resnets:
-        for weight in (resnet.conv1.weight, resnet.conv_shortcut.weight):
-            weight.data[:, own:] = 0
-            weight.register_hook(lambda gradient: torch.cat([gradient[:, :own], torch.zeros_like(gradient[:, own:])], 1))
+def close_skips(unet: UNet2DModel, side: int) -> None:
+    """Set what the up blocks read of skip connections of at most this side to zero, and keep training from changing that."""
+    size = unet.config.sample_size // 2 ** (len(unet.up_blocks) - 1)
+    running = unet.config.block_out_channels[-1]  # channels of the signal from below; those of the skip connection come after
+    for block in unet.up_blocks:
+        if size > side:
+            return
+        for resnet in block.resnets:
+            for weight in (resnet.conv1.weight, resnet.conv_shortcut.weight):
+                _close(weight, running)
+            running = resnet.out_channels
+        size *= 2
+
+
+@contextlib.contextmanager
+def without_skips(unet: UNet2DModel, kept: Tensor) -> Iterator[None]:
+    """Multiply all skip connections by `kept` (B, 1, 1, 1), 0 or 1, inside the context."""
+
+    def drop(block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden, skips, *others = args
+        return hidden, tuple(skip * kept.to(skip) for skip in skips), *others
+
+    handles = [block.register_forward_pre_hook(drop) for block in unet.up_blocks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _close(weight: nn.Parameter, first: int) -> None:
+    weight.data[:, first:] = 0
+    weight.register_hook(lambda gradient: torch.cat([gradient[:, :first], torch.zeros_like(gradient[:, first:])], 1))
 
 
 def _stratified(count: int, device: torch.device) -> Tensor:
