@@ -69,7 +69,7 @@ class Way:
     @torch.no_grad()
     def invert(self, images: Sequence[Tensor], keys: Sequence[str]) -> list[Inverted]:
         """Return the inversions of images (3, h, w); their noise, if the inverter draws any, depends on seed and key alone."""
-        device = next(self.backbone.parameters()).device
+        device = self.backbone.device
         pixels = torch.stack(list(images)).to(device)
         x0 = self.backbone.encode(pixels)
         noise = level_noise(x0.shape[1:], keys, seed=self.request.seed, purpose="invert", device=device)

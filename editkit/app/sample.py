@@ -78,7 +78,7 @@ def draw(backbone: Backbone, count: int, request: EditRequest, steps: int, solve
     """
     if solver not in SOLVERS:
         raise UsageError(f"there is no solver {solver!r}.{suggestion(solver, SOLVERS)} Choose from {', '.join(SOLVERS)}")
-    device = next(backbone.parameters()).device
+    device = backbone.device
     levels = backbone.schedule.levels(steps)
     guidance = Clip() if backbone.sample_shape[0] == 3 else PLAIN
     for first in range(0, count, batch_size):

@@ -32,6 +32,11 @@ class Backbone(nn.Module, ABC):
     style: str
 
     @property
+    def device(self) -> torch.device:
+        """Return where the weights are."""
+        return next(self.parameters()).device
+
+    @property
     @abstractmethod
     def sample_shape(self) -> tuple[int, int, int]:
         """Return (C, H, W) of what is diffused."""

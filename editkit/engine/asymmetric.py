@@ -8,20 +8,14 @@ from typing import Protocol
 
 from torch import Tensor
 
-from editkit.engine.schedule import Schedule
+from editkit.engine.denoiser import Denoiser, Wrapper
 from editkit.types import Condition, Prediction
 
 Shift = Callable[[Tensor, float | Tensor], Tensor | None]
 
 
-class Halved(Protocol):
+class Halved(Denoiser, Protocol):
     """A denoiser whose network can be stopped at the bottleneck."""
-
-    @property
-    def schedule(self) -> Schedule: ...
-
-    @property
-    def parameterization(self) -> str: ...
 
     def halves(
         self, x: Tensor, t: float | Tensor, cond: Condition | None = None
@@ -31,30 +25,20 @@ class Halved(Protocol):
 
 
 @dataclass(frozen=True)
-class Asymmetric:
+class Asymmetric(Wrapper):
     """A denoiser that predicts x0 from h + shift(h, t) and eps from h: one encoder pass, both decoder passes in a batch.
 
     Attributes:
-        backbone: the network.
+        denoiser: the network.
         shift: (h (B, C', h, w), t) -> what to add to h, or None for a plain prediction with one decoder pass.
     """
 
-    backbone: Halved
+    denoiser: Halved
     shift: Shift
 
-    @property
-    def schedule(self) -> Schedule:
-        """Return the backbone's schedule."""
-        return self.backbone.schedule
-
-    @property
-    def parameterization(self) -> str:
-        """Return the backbone's parameterization."""
-        return self.backbone.parameterization
-
     def __call__(self, x: Tensor, t: float | Tensor, cond: Condition | None = None) -> Prediction:
-        """Predict; without a shift exactly what the backbone predicts."""
-        h, finish = self.backbone.halves(x, t, cond)
+        """Predict; without a shift exactly what the network predicts."""
+        h, finish = self.denoiser.halves(x, t, cond)
         shift = self.shift(h, t)
         if shift is None:
             return finish([h])[0]

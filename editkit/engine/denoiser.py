@@ -27,3 +27,19 @@ class Denoiser(Protocol):
     def __call__(self, x: Tensor, t: float | Tensor, cond: Condition | None = None) -> Prediction:
         """Predict from x (B, C, H, W) at model time t, a number or (B,)."""
         ...
+
+
+class Wrapper:
+    """What a denoiser around another one takes over from it; a subclass has that one as `denoiser` and adds the call."""
+
+    denoiser: Denoiser
+
+    @property
+    def schedule(self) -> Schedule:
+        """Return the inner denoiser's schedule."""
+        return self.denoiser.schedule
+
+    @property
+    def parameterization(self) -> str:
+        """Return the inner denoiser's parameterization."""
+        return self.denoiser.parameterization

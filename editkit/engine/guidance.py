@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from editkit.engine.denoiser import Denoiser
+from editkit.engine.denoiser import Denoiser, Wrapper
 from editkit.engine.lanes import evaluate
 from editkit.engine.schedule import Schedule, divide
 from editkit.types import Condition, Prediction
@@ -180,21 +180,11 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class Guided:
+class Guided(Wrapper):
     """A denoiser under guidance, itself a denoiser: this is how an inverter is guided."""
 
     denoiser: Denoiser
     guidance: Guidance
-
-    @property
-    def schedule(self) -> Schedule:
-        """Return the denoiser's schedule."""
-        return self.denoiser.schedule
-
-    @property
-    def parameterization(self) -> str:
-        """Return the denoiser's parameterization."""
-        return self.denoiser.parameterization
 
     def __call__(self, x: Tensor, t: float | Tensor, cond: Condition | None = None) -> Prediction:
         """Predict with all branches in one call."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from editkit.backbones.assets import resolve
 from editkit.errors import UserError
 
 
@@ -59,6 +60,18 @@ class Artefact:
         except SafetensorError as error:
             raise UserError(f"{path} is not a safetensors file ({error}); pickled weights go through: editkit convert") from error
         return cls(name or card.get("name", path.stem), tensors, strength, card)
+
+
+def trained_files(paths: Sequence[str], run_dir: Path, key: str) -> list[Artefact]:
+    """Return the files at `paths`, which a recipe gives as method.KEY, or else those that the run itself exported.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = [resolve(path) for path in paths] or sorted((run_dir / "export").glob("*.safetensors"))
+    if not found:
+        raise UserError(f"nothing trained in {run_dir / 'export'}: give trained files as method.{key}=[FILE]")
+    return [Artefact.load(path) for path in found]
 
 
 def read_card(path: str | Path) -> dict[str, Any]:

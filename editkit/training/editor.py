@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from editkit.errors import UsageError
 from editkit.types import EditRequest, EditResult
 
@@ -47,3 +50,22 @@ class Editor:
 def option(field: str) -> str:
     """Return the command-line option that fills a field of EditRequest: source_prompt -> --source-prompt."""
     return _OPTIONS.get(field, "--" + field.replace("_", "-"))
+
+
+def requests_of(dataset: Any, count: int) -> list[EditRequest]:
+    """Return requests for the first images of a data set, as many as there are at most."""
+    items = [dataset[k] for k in range(min(count, len(dataset)))]
+    return [EditRequest(key=item["key"], image=item["image"]) for item in items]
+
+
+def images_of(requests: Sequence[EditRequest]) -> Tensor:
+    """Return the images of requests, (B, 3, H, W) in [-1, 1]."""
+    return torch.stack([request.image for request in requests])
+
+
+def by_steps(requests: Sequence[EditRequest], default: int) -> list[tuple[int, list[int]]]:
+    """Group the rows of a batch by their number of steps, `default` where a request names none."""
+    groups: dict[int, list[int]] = {}
+    for row, request in enumerate(requests):
+        groups.setdefault(request.steps or default, []).append(row)
+    return list(groups.items())

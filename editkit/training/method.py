@@ -132,9 +132,10 @@ class Method(lightning.LightningModule):
         Raises:
             ValueError: a trainable parameter that is no part of the module, or in two groups.
         """
+        trainable = self.trainable()  # first of all: a method may make there what it trains
         names = {id(parameter): name for name, parameter in self.named_parameters()}
         groups: dict[str, dict[str, nn.Parameter]] = {}
-        for group, parameters in self.trainable().items():
+        for group, parameters in trainable.items():
             groups[group] = {}
             for parameter in parameters:
                 name = names.pop(id(parameter), None)

@@ -90,6 +90,10 @@ class Plan:
         """What the length counts: "steps" or "images"."""
         return "steps" if self.images is None else "images"
 
+    def shown(self, steps: int = 1) -> float:
+        """Return how many images are shown if each batch takes so many optimiser steps."""
+        return self.length * self.batch_size / steps if self.images is None else self.images
+
     def position(self, *, steps: int, images: int) -> int:
         """Return how much of `length` is done."""
         return steps if self.images is None else images

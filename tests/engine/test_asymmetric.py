@@ -42,7 +42,7 @@ def test_the_symmetric_step_nearly_cancels_the_edit(backbone, images):
 
     class Symmetric(Asymmetric):
         def __call__(self, x, t, cond=None):
-            h, finish = self.backbone.halves(x, t, cond)
+            h, finish = self.denoiser.halves(x, t, cond)
             return finish([h + self.shift(h, t)])[0]
 
     with torch.no_grad():

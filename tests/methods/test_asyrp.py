@@ -77,7 +77,7 @@ class Symmetric(Asymmetric):
     """An easy wrong version: the shifted pass serves both the estimate and the direction."""
 
     def __call__(self, x, t, cond=None):
-        h, finish = self.backbone.halves(x, t, cond)
+        h, finish = self.denoiser.halves(x, t, cond)
         return finish([h + self.shift(h, t)])[0]
 
 
@@ -86,8 +86,8 @@ class SwappedRoles(Asymmetric):
 
     def __call__(self, x, t, cond=None):
         right = Asymmetric.__call__(self, x, t, cond)
-        plain = self.backbone.halves(x, t)[1]([torch.zeros_like(x)])[0]
-        shifted = self.backbone.halves(x, t)[1]([self.shift(plain.eps, t)])[0]
+        plain = self.denoiser.halves(x, t)[1]([torch.zeros_like(x)])[0]
+        shifted = self.denoiser.halves(x, t)[1]([self.shift(plain.eps, t)])[0]
         return Prediction(x0=plain.x0, eps=shifted.eps) if right is not None else plain
 
 

@@ -8,9 +8,10 @@ import torch
 from editkit.engine.cache import InversionCache
 from editkit.engine.count import count_calls
 from editkit.engine.invert import DDIM
+from editkit.engine.mixture import Mixture
 from editkit.engine.sample import sample
 from editkit.errors import UsageError
-from editkit.methods.weakly_supervised.diffusionclip.process import Checkpoint, Mix, Mixture
+from editkit.methods.weakly_supervised.diffusionclip.process import Checkpoint, Mix, mixed
 from tests.methods.asyrp_parts import Images, tiny_backbone
 from tests.methods.diffusionclip_parts import T0, editor_of, reconstruction, stirred
 
@@ -86,7 +87,7 @@ def test_each_network_is_called_once_a_level_for_the_images_that_need_it(backbon
 def test_eps_and_x0_are_the_weighted_means(backbone, tuned):
     x = torch.randn(2, 3, 8, 8)
     one = [Checkpoint("one", tuned, T0)]
-    got = Mixture(backbone, one, Mix.read(None, 1), torch.tensor([0.3, -1.0]))(x, 400.0)
+    got = mixed(backbone, one, Mix.read(None, 1), torch.tensor([0.3, -1.0]))(x, 400.0)
     plain, edited = backbone(x, 400.0), tuned(x, 400.0)
     for name in ("eps", "x0"):
         a, b = getattr(plain, name), getattr(edited, name)
@@ -127,14 +128,8 @@ def test_weights_that_count_the_original_network_in_are_another_edit(backbone, t
     """An easy wrong version: the released README's own pseudo code lets the first weight belong to the original network."""
     other = stirred(backbone, seed=2)
     right = editor_of(backbone, tuned, other, mix={0: [1, 0]}).edit(images.requests()).images
-
-    class Shifted(Mixture):
-        def shares(self, t):
-            weights = self.mix.at(t).float()
-            return torch.cat([weights, torch.zeros(1)]).expand(len(self.strengths), -1)
-
     editor = editor_of(backbone, tuned, other, mix={0: [1, 0]})
-    wrong = Shifted(backbone, editor.checkpoints, editor.mix, torch.ones(3))
+    wrong = Mixture(backbone, [tuned, other], lambda t: torch.cat([editor.mix.at(t).float(), torch.zeros(1)]).expand(3, -1))
     with torch.no_grad():
         moved = sample(wrong, editor.prepare(images.requests()).x, editor.levels(8))
     assert torch.equal(right, editor_of(backbone, tuned).edit(images.requests()).images)
@@ -213,7 +208,7 @@ def test_inversions_are_cached_by_content(backbone, tuned, images, tmp_path):
         editor_of(backbone, tuned, cache=cache, n_inv=7).prepare(images.requests())
         assert counter.evaluations == 3 * 6
         other = editor_of(backbone, tuned, cache=cache)
-        other.t0 = 400
+        other.start = 400
         other.prepare(images.requests())
         assert counter.evaluations == 3 * (6 + 7)
         nudged = [request.with_(image=request.image + 1e-3) for request in images.requests()]

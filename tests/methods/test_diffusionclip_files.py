@@ -9,7 +9,7 @@ import torch
 
 from editkit.engine.count import count_calls
 from editkit.errors import UsageError, UserError
-from editkit.methods.weakly_supervised.diffusionclip.editor import checkpoint_of, difference
+from editkit.methods.weakly_supervised.diffusionclip.editor import checkpoint_of
 from editkit.methods.weakly_supervised.diffusionclip.tasks import enter_domain, optimise_latents, with_article
 from editkit.training.artefact import Artefact
 from editkit.types import EditRequest
@@ -57,16 +57,6 @@ def test_a_saved_file_edits_like_the_trained_network(exported):
     assert fresh.tuned is None, "editing makes no copy to train"
 
 
-def test_a_small_change_survives_as_a_difference_and_not_as_whole_halves(backbone):
-    """An easy wrong version saves the fine-tuned weights in half precision: gains of about 1 lose a change of 1e-4."""
-    other = tiny_backbone()
-    gain = "unet.conv_norm_out.weight"
-    with torch.no_grad():
-        other.state_dict()[gain].add_(1e-4)
-    assert torch.allclose(difference(other, backbone)[gain].float(), torch.full((8,), 1e-4), rtol=1e-2)
-    assert (other.state_dict()[gain].half().float() - backbone.state_dict()[gain]).abs().max() == 0
-
-
 def test_the_card_says_what_the_file_needs(exported):
     method, path, _, _ = exported
     card = Artefact.load(path).card
@@ -110,8 +100,8 @@ def test_of_files_with_different_times_the_largest_counts(exported):
     method, path, _, _ = exported
     artefact = Artefact.load(path)
     early = Artefact("early", artefact.tensors, card={**artefact.card, "t0": 300})
-    assert method.editor([early, artefact]).t0 == T0
-    assert method.editor([early]).t0 == 300
+    assert method.editor([early, artefact]).start == T0
+    assert method.editor([early]).start == 300
 
 
 # Tasks.

@@ -68,25 +68,6 @@ def test_another_prompt_takes_the_inversions_from_the_cache(tmp_path):
     assert counter.evaluations == 4 * 7
 
 
-def test_each_process_inverts_its_share(monkeypatch):
-    data, method = Images(4), ready(tiny_method())
-    whole = ready(tiny_method())
-    whole.precompute(data)
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-
-    def gather(shares, own):
-        shares[1] = own
-        shares[0] = {key: row for key, row in whole.kept.items() if key not in own}
-
-    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
-    with count_calls(method.backbone, flops=False) as counter:
-        method.precompute(data)
-    assert counter.evaluations == 2 * 7
-    assert method.kept.keys() == whole.kept.keys() == {f"image/{k}" for k in range(4)}
-
-
 def test_kept_sources_are_those_of_the_batch_whatever_the_precision():
     method, data = ready(tiny_method()), Images(4)
     with torch.autocast("cpu", torch.bfloat16):

@@ -10,10 +10,11 @@ import torch
 
 from editkit.engine.cache import InversionCache
 from editkit.engine.count import count_calls
+from editkit.engine.mixture import Mixture
 from editkit.engine.sample import sample
 from editkit.engine.schedule import Schedule
 from editkit.errors import UsageError, UserError
-from editkit.methods.weakly_supervised.effdiff.editor import Between, grid
+from editkit.methods.weakly_supervised.effdiff.editor import grid
 from editkit.training.artefact import Artefact
 from tests.methods.asyrp_parts import Images, ready, tiny_backbone
 from tests.methods.diffusionclip_parts import stirred
@@ -104,7 +105,7 @@ def test_strength_leads_from_the_original_network_to_the_tuned_one(exported):
     with torch.no_grad():
         assert torch.equal(edits[0.0].images, sample(method.backbone, x, levels))
         assert torch.equal(edits[1.0].images, sample(editor.tuned, x, levels))
-        half = sample(Between(method.backbone, editor.tuned, 0.5), x, levels)
+        half = sample(Mixture(method.backbone, [editor.tuned], lambda t: torch.full((4, 2), 0.5)), x, levels)
     assert torch.equal(edits[0.5].images, half)
     assert [edits[s].scores["network_calls"][0] for s in (0.0, 0.5, 1.0)] == [6, 12, 6]
     mixed = [request.with_(strength=s) for request, s in zip(data.requests(), (0.0, 0.5, 1.0, None), strict=True)]

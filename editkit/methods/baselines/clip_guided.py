@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from editkit.backbones.base import Backbone
+from editkit.backbones.inversion import Inversion
 from editkit.engine.cache import InversionCache
 from editkit.engine.guidance import Energy
-from editkit.engine.invert import DDIM, Inverter, replay
+from editkit.engine.invert import Inverter, replay
 from editkit.engine.sample import sample
 from editkit.engine.trajectory import Trajectory
 from editkit.losses.clip_direction import DirectionalClip, TextImageEncoder
+from editkit.training.editor import images_of
 from editkit.training.method import Artefact, Editor, Method
 from editkit.types import EditRequest, EditResult
 
@@ -28,7 +30,7 @@ class ClipGuidedEditor(Editor):
         backbone: the diffusion model, unconditional.
         guidance: from an energy and a scale to the guidance, e.g. a partial of `Energy`.
         clip: the critic.
-        inverter: how to go up, deterministic.
+        inverter: how to go up, deterministic; None as in `Inversion`.
         steps: noise levels, unless a request says otherwise.
         scale: guidance strength.
         source_prompt: what images show, unless a request says otherwise.
@@ -42,13 +44,13 @@ class ClipGuidedEditor(Editor):
         backbone: Backbone,
         guidance: Callable[..., Energy],
         clip: TextImageEncoder,
-        inverter: Inverter,
+        inverter: Inverter | None,
         *,
         steps: int,
         scale: float,
         source_prompt: str,
     ) -> None:
-        self.backbone, self.guidance, self.clip, self.inverter = backbone, guidance, clip, inverter
+        self.backbone, self.guidance, self.clip, self.inversion = backbone, guidance, clip, Inversion(backbone, inverter)
         self.steps, self.scale, self.source_prompt = steps, scale, source_prompt
         self.cache: InversionCache | None = None
 
@@ -57,10 +59,7 @@ class ClipGuidedEditor(Editor):
         """Return the inversion of the images."""
         latents = self.backbone.encode(self._images(requests))
         levels = self.backbone.schedule.levels(requests[0].steps or self.steps)
-        if self.cache is None:
-            return self.inverter.invert(self.backbone, latents, levels)
-        own = {"weights": self.backbone.digest(), "dtype": next(self.backbone.parameters()).dtype}
-        return self.cache.invert(self.inverter, self.backbone, latents, levels, **own)
+        return self.inversion(latents, levels, self.cache)
 
     @torch.no_grad()
     def edit(self, requests: Sequence[EditRequest], state: Trajectory) -> EditResult:
@@ -90,7 +89,7 @@ class ClipGuidedEditor(Editor):
         return energy
 
     def _images(self, requests: Sequence[EditRequest]) -> Tensor:
-        return torch.stack([request.image for request in requests]).to(next(self.backbone.parameters()).device)
+        return images_of(requests).to(self.backbone.device)
 
 
 class ClipGuided(Method):
@@ -120,7 +119,7 @@ class ClipGuided(Method):
         source_prompt: str = "a face",
     ) -> None:
         super().__init__()
-        self.backbone, self.clip, self.inverter = backbone, clip, inverter or DDIM(query="source")
+        self.backbone, self.clip, self.inverter = backbone, clip, inverter
         self.steps, self.scale, self.source_prompt = steps, scale, source_prompt
         self.guidance = partial(Energy, interval=tuple(interval) if interval else None, through_unet=through_unet)
 
@@ -130,6 +129,6 @@ class ClipGuided(Method):
 
     def editor(self, artefacts: Sequence[Artefact]) -> Editor:
         """Return the editor; it uses no trained parts."""
-        clip = self.clip().to(next(self.backbone.parameters()).device)
+        clip = self.clip().to(self.backbone.device)
         options = {"steps": self.steps, "scale": self.scale, "source_prompt": self.source_prompt}
         return ClipGuidedEditor(self.backbone, self.guidance, clip, self.inverter, **options)  # type: ignore[arg-type]

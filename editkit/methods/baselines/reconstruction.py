@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 from editkit.backbones.base import Backbone
+from editkit.backbones.inversion import Inversion
 from editkit.engine.cache import InversionCache
-from editkit.engine.invert import DDIM, Inverter, replay
+from editkit.engine.invert import Inverter, replay
 from editkit.engine.lanes import stack
 from editkit.engine.sample import sample
 from editkit.engine.trajectory import Trajectory
+from editkit.training.editor import images_of
 from editkit.training.method import Artefact, Editor, Method
 from editkit.types import Condition, EditRequest, EditResult
 
@@ -22,26 +24,22 @@ class ReconstructionEditor(Editor):
 
     Args:
         backbone: the diffusion model.
-        inverter: how to go up, deterministic.
+        inverter: how to go up, deterministic; None as in `Inversion`.
         steps: noise levels, unless a request says otherwise.
     """
 
     name = "reconstruction"
 
-    def __init__(self, backbone: Backbone, inverter: Inverter, steps: int) -> None:
-        self.backbone, self.inverter, self.steps = backbone, inverter, steps
+    def __init__(self, backbone: Backbone, inverter: Inverter | None, steps: int) -> None:
+        self.backbone, self.inversion, self.steps = backbone, Inversion(backbone, inverter), steps
         self.cache: InversionCache | None = None
 
     @torch.no_grad()
     def prepare(self, requests: Sequence[EditRequest]) -> Trajectory:
         """Return the inversion of the images."""
-        weight = next(self.backbone.parameters())
-        latents = self.backbone.encode(torch.stack([request.image for request in requests]).to(weight.device))
-        levels, cond = self.backbone.schedule.levels(requests[0].steps or self.steps), self._condition(requests)
-        if self.cache is None:
-            return self.inverter.invert(self.backbone, latents, levels, cond)
-        own = {"weights": self.backbone.digest(), "dtype": weight.dtype}
-        return self.cache.invert(self.inverter, self.backbone, latents, levels, cond, **own)
+        latents = self.backbone.encode(images_of(requests).to(self.backbone.device))
+        levels = self.backbone.schedule.levels(requests[0].steps or self.steps)
+        return self.inversion(latents, levels, self.cache, self._condition(requests))
 
     @torch.no_grad()
     def edit(self, requests: Sequence[EditRequest], state: Trajectory) -> EditResult:
@@ -66,7 +64,7 @@ class Reconstruction(Method):
 
     def __init__(self, *, backbone: Backbone, inverter: Inverter | None = None, steps: int = 40) -> None:
         super().__init__()
-        self.backbone, self.inverter, self.steps = backbone, inverter or DDIM(query="source"), steps
+        self.backbone, self.inverter, self.steps = backbone, inverter, steps
 
     def trainable(self) -> dict[str, Iterable[nn.Parameter]]:
         """Return nothing: there is nothing to train."""

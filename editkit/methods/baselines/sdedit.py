@@ -14,6 +14,7 @@ from editkit.engine.lanes import stack
 from editkit.engine.rng import level_noise
 from editkit.engine.sample import sample
 from editkit.engine.trajectory import Trajectory
+from editkit.training.editor import images_of
 from editkit.training.method import Artefact, Editor, Method
 from editkit.types import Condition, EditRequest, EditResult
 
@@ -39,8 +40,8 @@ class SDEditEditor(Editor):
     @torch.no_grad()
     def prepare(self, requests: Sequence[EditRequest]) -> Trajectory:
         """Return the noised images; their noise depends on each request's seed, key and sample alone."""
-        device = next(self.backbone.parameters()).device
-        latents = self.backbone.encode(torch.stack([request.image for request in requests]).to(device))
+        device = self.backbone.device
+        latents = self.backbone.encode(images_of(requests).to(device))
         levels = self.backbone.schedule.levels(requests[0].steps or self.steps)
         seeds, samples = [request.seed for request in requests], [request.sample for request in requests]
         keys = [request.key for request in requests]

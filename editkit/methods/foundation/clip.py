@@ -32,14 +32,14 @@ from editkit.data.toyworld.faces import CATEGORICAL, Face
 from editkit.data.toyworld.world import EDITS, face_at
 from editkit.losses.templates import TEMPLATES as GUIDANCE_TEMPLATES
 from editkit.training.figures import clip_figures, record
-from editkit.training.method import Artefact, Method
+from editkit.training.folder import FolderMethod
 
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.5
 FACTORS = dict(CATEGORICAL) | {"age": ("young", "grown", "old")}
 EMPHASIS = {"expression": 5.0, "age": 2.0}  # few pixels, but what most edits are about
 
 
-class ToyClip(Method):
+class ToyClip(FolderMethod):
     """Train a CLIPModel from scratch on captioned toy faces.
 
     Args:
@@ -193,15 +193,10 @@ class ToyClip(Method):
     def tasks(self) -> dict[str, Callable[[Any], Mapping[str, Any]]]:
         return {"measure": lambda data: record(self.weights, clip_figures(load_clip(self.weights)))}
 
-    def artefacts(self) -> list[Artefact]:
-        return []
-
-    def export(self, folder: str | Path) -> list[Path]:
+    def save(self, folder: Path) -> Path:
         """Write the CLIPModel + CLIPTokenizer folder with its preprocessor configuration."""
-        folder = Path(folder)
-        with self.averaged_weights():
-            self.clip.half().save_pretrained(folder)
-            self.clip.float()
+        self.clip.half().save_pretrained(folder)
+        self.clip.float()
         self.tokenizer.save_pretrained(folder)
         save_bpe(self.tokenizer, folder)
         side = self.clip.config.vision_config.image_size
@@ -214,8 +209,7 @@ class ToyClip(Method):
             "resample": 3,
         }
         (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
-        (folder / "card.json").write_text(json.dumps(self.card(), indent=2) + "\n")
-        return [folder / "model.safetensors"]
+        return folder / "model.safetensors"
 
     def dummy_batch(self) -> dict[str, Any]:
         data = FacePairs("train", self.clip.config.vision_config.image_size, 2)

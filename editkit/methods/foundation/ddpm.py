@@ -7,7 +7,6 @@ eps, v gives a usable x0 at high noise, which is where a small network's colours
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,12 @@ from editkit.engine.sample import sample
 from editkit.errors import UsageError
 from editkit.metrics.oracle import load_oracle
 from editkit.training.figures import diffusion_figures, record
-from editkit.training.method import Artefact, Method
+from editkit.training.folder import FolderMethod
 
 GRID = 16  # images of a sample grid
 
 
-class PixelDiffusion(Method):
+class PixelDiffusion(FolderMethod):
     """Train a UNet2DModel on images alone.
 
     Args:
@@ -128,19 +127,13 @@ class PixelDiffusion(Method):
     def tasks(self) -> dict[str, Callable[[Any], Mapping[str, Any]]]:
         return {"measure": lambda data: record(self.weights, diffusion_figures(load_pixel(self.weights), load_oracle()))}
 
-    def artefacts(self) -> list[Artefact]:
-        return []
-
-    def export(self, folder: str | Path) -> list[Path]:
-        """Write unet/ (half precision) and scheduler/ in diffusers' layout, with the card beside them."""
-        folder = Path(folder)
-        with self.averaged_weights():
-            weights = {name: tensor.clone() for name, tensor in self.unet.state_dict().items()}
-            self.unet.half().save_pretrained(folder / "unet")
-            self.unet.float().load_state_dict(weights)
+    def save(self, folder: Path) -> Path:
+        """Write unet/ (half precision) and scheduler/ in diffusers' layout."""
+        weights = {name: tensor.clone() for name, tensor in self.unet.state_dict().items()}
+        self.unet.half().save_pretrained(folder / "unet")
+        self.unet.float().load_state_dict(weights)
         self.ddpm.save_pretrained(folder / "scheduler")
-        (folder / "card.json").write_text(json.dumps(self.card(), indent=2) + "\n")
-        return [folder / "unet" / "diffusion_pytorch_model.safetensors"]
+        return folder / "unet" / "diffusion_pytorch_model.safetensors"
 
     def dummy_batch(self) -> dict[str, Any]:
         side = self.unet.config.sample_size

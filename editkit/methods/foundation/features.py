@@ -7,7 +7,6 @@ matters in a face more than what does not (Johnson et al. 2016 use a classifier'
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,27 +20,20 @@ from editkit.backbones.features import FeatureNet, IdentityNet, PerceptualNet
 from editkit.data.items import image_tensor
 from editkit.data.pairs import face_named
 from editkit.data.toyworld.faces import CATEGORICAL, CONTINUOUS, Face, draw_face, edited, render
-from editkit.training.method import Artefact, Method
+from editkit.training.folder import FolderMethod
 
 CHANGEABLE = ("expression", "expression_amount", "age", "glasses", "x", "y", "background", "tint", "shirt")
 TEMPERATURE = 0.1
 
 
-class _FeatureTraining(Method):
+class _FeatureTraining(FolderMethod):
     """What the two trainings share: one network, saved in its own folder layout."""
 
     net: FeatureNet
 
-    def artefacts(self) -> list[Artefact]:
-        return []
-
-    def export(self, folder: str | Path) -> list[Path]:
-        """Write the network's folder with its card."""
-        folder = Path(folder)
-        with self.averaged_weights():
-            self.net.save(folder)
-        (folder / "card.json").write_text(json.dumps(self.card(), indent=2) + "\n")
-        return [folder / "model.safetensors"]
+    def save(self, folder: Path) -> Path:
+        self.net.save(folder)
+        return folder / "model.safetensors"
 
     def dummy_batch(self) -> dict[str, Any]:
         keys = [f"faces/train/{k:06d}" for k in range(4)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ from editkit.engine.invert import DDIM, replay
 from editkit.engine.sample import sample
 from editkit.metrics.oracle import Oracle, load_oracle
 from editkit.training.figures import oracle_figures, record
-from editkit.training.method import Artefact, Method
+from editkit.training.folder import FolderMethod
 
 
-class FactorReader(Method):
+class FactorReader(FolderMethod):
     """Train the oracle on renders, disturbed renders and a diffusion model's reconstructions of renders.
 
     Args:
@@ -79,16 +78,9 @@ class FactorReader(Method):
         denoiser = load_pixel(self.backbone) if self.backbone is not None else None
         return record(self.weights, oracle_figures(load_oracle(self.weights), denoiser))
 
-    def artefacts(self) -> list[Artefact]:
-        return []
-
-    def export(self, folder: str | Path) -> list[Path]:
-        """Write the oracle's folder with its card."""
-        folder = Path(folder)
-        with self.averaged_weights():
-            self.oracle.save(folder)
-        (folder / "card.json").write_text(json.dumps(self.card(), indent=2) + "\n")
-        return [folder / "model.safetensors"]
+    def save(self, folder: Path) -> Path:
+        self.oracle.save(folder)
+        return folder / "model.safetensors"
 
     def dummy_batch(self) -> dict[str, Any]:
         return {"image": torch.zeros(4, 3, 64, 64, device=self.device), "key": [f"faces/train/{k:06d}" for k in range(4)]}

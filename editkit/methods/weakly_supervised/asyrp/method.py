@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from editkit.backbones.base import Backbone
 from editkit.backbones.clip import ClipEncoder
+from editkit.backbones.inversion import Inversion
 from editkit.engine.cache import InversionCache
 from editkit.engine.sample import sample
 from editkit.engine.steps import ddim
@@ -19,14 +20,15 @@ from editkit.errors import UsageError, UserError, suggestion
 from editkit.losses.clip_direction import DirectionalClip, log_distance
 from editkit.losses.perceptual import FeatureStages
 from editkit.methods.weakly_supervised.asyrp import tasks
-from editkit.methods.weakly_supervised.asyrp.editor import AsyrpEditor, attribute_of, device_of, inverting, start_of
+from editkit.methods.weakly_supervised.asyrp.editor import AsyrpEditor, attribute_of, start_of
 from editkit.methods.weakly_supervised.asyrp.process import Attribute, Phases, Sources, Tables
 from editkit.networks.delta import DELTAS
+from editkit.training.editor import images_of, requests_of
 from editkit.training.method import Artefact, Method, OptimizerFactory, SchedulerFactory, Update
+from editkit.training.share import Rows, computed_once, looked_up
 from editkit.types import EditRequest, Prediction
 
 CLIP_SOURCES = ("x0", "p_src")
-BATCH = 16  # images at once in precomputation
 
 
 class Asyrp(Method):
@@ -106,13 +108,13 @@ class Asyrp(Method):
         self.clip_weight, self.l1_weight, self.clip_source = clip_weight, l1_weight, clip_source
         self.given_cosine, self.gating, self.measure = text_cosine, gating, measure
         self.cache = InversionCache(Path(cache)) if cache else None
-        self.invert = inverting(backbone, self.cache)
+        self.inversion = Inversion(backbone)
         self.attribute_paths, self.strengths = tuple(attributes), tuple(strengths)
         self.task_images, self.run_dir = task_images, Path(run_dir)
         self.delta = DELTAS[backbone.style](backbone.bottleneck_shape[0], backbone.time_width, zero_init=zero_init)
         self.grid = partial(backbone.schedule.levels, start=t_start)
         self.levels = self.grid(n_train)
-        self.kept: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        self.kept: Rows = {}
         self.preview: list[EditRequest] = []
 
     # Training.
@@ -134,7 +136,7 @@ class Asyrp(Method):
 
     def compare_texts(self) -> float:
         """Load the CLIP, keep the direction between the texts, and return their cosine."""
-        self.direction = DirectionalClip(self.make_clip().to(device_of(self.backbone)), self.source_prompt, self.prompt)
+        self.direction = DirectionalClip(self.make_clip().to(self.backbone.device), self.source_prompt, self.prompt)
         self.text_cosine = self.direction.text_cosine if self.given_cosine is None else self.given_cosine
         return self.text_cosine
 
@@ -147,29 +149,16 @@ class Asyrp(Method):
 
         Images that the plan shows only once are left to their batch: keeping them would save nothing.
         """
-        self.preview = tasks.requests_of(dataset, 4)
+        self.preview = requests_of(dataset, 4)
         plan = self.stepper.plan if self.stepper else None
-        if plan is not None and plan.images is not None and plan.images <= len(dataset):
-            return
-        together = torch.distributed.is_initialized()
-        rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if together else (0, 1)
-        own = range(rank, len(dataset), world)
-        kept: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-        for first in range(0, len(own), BATCH):
-            items = [dataset[k] for k in own[first : first + BATCH]]
-            sources = self.compute_sources(torch.stack([item["image"] for item in items]))
-            kept |= zip([item["key"] for item in items], sources.rows(), strict=True)
-        shares = [kept]
-        if world > 1:
-            shares = [{} for _ in range(world)]
-            torch.distributed.all_gather_object(shares, kept)
-        self.kept = {key: row for share in shares for key, row in share.items()}
+        if plan is None or plan.images is None or plan.images > len(dataset):
+            self.kept = computed_once(dataset, lambda images, keys: vars(self.compute_sources(images)))
 
     @torch.no_grad()
     def compute_sources(self, images: Tensor) -> Sources:
         """Invert images (B, 3, H, W) and walk them down without an edit."""
-        images = images.to(device_of(self.backbone))
-        x = self.invert(images, self.grid(self.n_inv))
+        images = images.to(self.backbone.device)
+        x = self.inversion(self.backbone.encode(images), self.grid(self.n_inv), self.cache).x
         estimates: list[Tensor] = []
         sample(self.backbone, x, self.levels, stop=self.edited[-1] - 1, on_step=lambda i, j, x, p: estimates.append(p.x0))
         x0 = torch.stack(estimates, 1)
@@ -181,11 +170,8 @@ class Asyrp(Method):
 
     def sources(self, batch: Mapping[str, Any]) -> Sources:
         """Return the kept sources of a batch, or compute them now."""
-        if not all(key in self.kept for key in batch["key"]):
-            return self.compute_sources(batch["image"])
-        return Sources(
-            *(torch.stack(column).to(self.device) for column in zip(*(self.kept[k] for k in batch["key"]), strict=True))
-        )
+        found = looked_up(self.kept, batch["key"], self.device)
+        return self.compute_sources(batch["image"]) if found is None else Sources(**found)
 
     def updates(self, batch: Mapping[str, Any]) -> Iterator[Update]:
         """Yield one update per edited level; no gradient crosses levels, and the next state is that of before the update."""
@@ -275,7 +261,7 @@ class Asyrp(Method):
         block = self.delta
         own = Attribute(self.prompt, lambda h, temb, t: block(h, temb), self.phases, self.n_train, self.text_cosine)
         edits = self._editor([own], start=self.t_start, measure=False).sweep(self.preview, torch.tensor([[0.5], [1.0]])).cpu()
-        return torch.cat([torch.stack([request.image for request in self.preview])[:, None], edits], 1)
+        return torch.cat([images_of(self.preview)[:, None], edits], 1)
 
     def _editor(self, attributes: Sequence[Attribute], *, start: float | None, measure: bool | None = None) -> AsyrpEditor:
         return AsyrpEditor(

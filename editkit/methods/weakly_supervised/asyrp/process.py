@@ -128,10 +128,6 @@ class Sources:
     x0: Tensor
     features: Tensor
 
-    def rows(self) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Return one tuple of CPU tensors per image."""
-        return list(zip(self.x.cpu(), self.x0.cpu(), self.features.cpu(), strict=True))
-
 
 class MeanShift(nn.Module):
     """A shift that does not look at the image: the mean delta-h per time, or one for all times (the global one).

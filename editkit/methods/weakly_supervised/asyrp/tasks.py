@@ -11,15 +11,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from editkit.backbones.assets import resolve
 from editkit.backbones.base import Backbone
+from editkit.engine.denoiser import Wrapper
 from editkit.engine.invert import DDIM
-from editkit.engine.schedule import Schedule
 from editkit.errors import UserError
 from editkit.losses.perceptual import Perceptual
-from editkit.methods.weakly_supervised.asyrp.editor import AsyrpEditor, device_of
+from editkit.methods.weakly_supervised.asyrp.editor import AsyrpEditor
 from editkit.methods.weakly_supervised.asyrp.process import Tables
-from editkit.training.artefact import Artefact
+from editkit.training.artefact import Artefact, trained_files
+from editkit.training.editor import requests_of
 from editkit.training.grid import save_grid
 from editkit.training.method import slug
 from editkit.types import Condition, EditRequest, Levels, Prediction
@@ -55,8 +55,8 @@ def calibrate(method: Subject, data: Any) -> dict[str, Any]:
     """
     if method.make_perceptual is None:
         raise UserError("calibration needs a feature network: set method.perceptual in the recipe")
-    perceptual = Perceptual(method.make_perceptual().to(device_of(method.backbone)))
-    images = [request.image.to(device_of(method.backbone)) for request in requests_of(data.train_dataset(), method.task_images)]
+    perceptual = Perceptual(method.make_perceptual().to(method.backbone.device))
+    images = [request.image.to(method.backbone.device) for request in requests_of(data.train_dataset(), method.task_images)]
     batches = [torch.stack(images[k : k + BATCH]) for k in range(0, len(images), BATCH)]
     tables = measure(method.backbone, perceptual, batches, method.grid(method.n_inv))
     path = tables.write(method.run_dir / "calibration.json")
@@ -106,29 +106,21 @@ def mean_delta(method: Subject, data: Any) -> dict[str, Any]:
     requests = requests_of(data.train_dataset(), method.task_images)
     batches = [requests[k : k + BATCH] for k in range(0, len(requests), BATCH)]
     files = []
-    for artefact in trained(method):
+    for artefact in trained_files(method.attribute_paths, method.run_dir, "attributes"):
         for mean in mean_shifts(method.editor([artefact]), artefact, batches):
             files.append(mean.save(method.run_dir / "export" / f"{slug(mean.name)}.safetensors"))
     return {"files": ", ".join(map(str, files)), "images": len(requests)}
 
 
-class _Watch:
+class _Watch(Wrapper):
     """A denoiser that measures every query on the way."""
 
-    def __init__(self, backbone: Backbone, distance: Callable[[Tensor], Tensor]) -> None:
-        self.backbone, self.distance = backbone, distance
+    def __init__(self, denoiser: Backbone, distance: Callable[[Tensor], Tensor]) -> None:
+        self.denoiser, self.distance = denoiser, distance
         self.rows: dict[float, tuple[Tensor, Tensor]] = {}
 
-    @property
-    def schedule(self) -> Schedule:
-        return self.backbone.schedule
-
-    @property
-    def parameterization(self) -> str:
-        return self.backbone.parameterization
-
     def __call__(self, x: Tensor, t: float | Tensor, cond: Condition | None = None) -> Prediction:
-        pred = self.backbone(x, t, cond)
+        pred = self.denoiser(x, t, cond)
         self.rows[float(t)] = (self.distance(pred.x0).cpu(), self.distance(x).cpu())
         return pred
 
@@ -184,26 +176,8 @@ def mean_shifts(editor: AsyrpEditor, artefact: Artefact, batches: Sequence[Seque
     ]
 
 
-def trained(method: Subject) -> list[Artefact]:
-    """Return the files of method.attributes, or else those that this run exported.
-
-    Raises:
-        UserError: there are none.
-    """
-    paths = [resolve(path) for path in method.attribute_paths] or sorted((method.run_dir / "export").glob("*.safetensors"))
-    if not paths:
-        raise UserError(f"nothing trained in {method.run_dir / 'export'}: give trained files as method.attributes=[FILE]")
-    return [Artefact.load(path) for path in paths]
-
-
-def requests_of(dataset: Any, count: int) -> list[EditRequest]:
-    """Return requests for the first images of a data set."""
-    items = [dataset[k] for k in range(min(count, len(dataset)))]
-    return [EditRequest(key=item["key"], image=item["image"]) for item in items]
-
-
 def _editor(method: Subject) -> AsyrpEditor:
-    editor = method.editor(trained(method))
+    editor = method.editor(trained_files(method.attribute_paths, method.run_dir, "attributes"))
     editor.measure = False
     return editor
 

@@ -11,10 +11,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from editkit.backbones.base import Backbone
-from editkit.engine.denoiser import Denoiser
-from editkit.engine.lanes import select
+from editkit.engine.denoiser import Denoiser, Wrapper
+from editkit.engine.mixture import Mixture
 from editkit.engine.sample import sample
-from editkit.engine.schedule import Schedule
 from editkit.engine.steps import ddim
 from editkit.errors import UsageError
 from editkit.types import Condition, Levels, Prediction
@@ -74,77 +73,36 @@ class Mix:
         return torch.tensor(row, dtype=torch.float64)
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """The original and the fine-tuned networks as one denoiser: eps = sum of share * eps_n, and x0 alike.
+def mixed(original: Denoiser, checkpoints: Sequence[Checkpoint], mix: Mix, strengths: Tensor) -> Mixture:
+    """Return the original and the fine-tuned networks as one denoiser: the paper's degree of change and noise combination.
 
-    The paper's degree of change and noise combination; mixing x0 too is the same, for x0 is linear in eps. Each network is
-    called once a level, for those images alone that it has a share in: at strength 1 the original one is not asked.
+    At strength 1 the original network is not asked.
 
-    Attributes:
+    Args:
         original: the frozen network.
         checkpoints: the fine-tuned ones.
         mix: their weights by time.
         strengths: (B,), 0 = the original network, 1 = the fine-tuned ones.
     """
+    factors = torch.tensor([one.strength for one in checkpoints], dtype=torch.float64)
+    strengths = strengths.double()[:, None]
 
-    original: Backbone
-    checkpoints: Sequence[Checkpoint]
-    mix: Mix
-    strengths: Tensor
-
-    @property
-    def schedule(self) -> Schedule:
-        """Return the schedule that all share."""
-        return self.original.schedule
-
-    @property
-    def parameterization(self) -> str:
-        """Return the networks' parameterization."""
-        return self.original.parameterization
-
-    def shares(self, t: float) -> Tensor:
-        """Return the share of each network in each image, (B, 1 + k), the original first; rows sum to 1."""
-        weights, strengths = self.mix.at(t), self.strengths.double()[:, None]
-        own = torch.tensor([one.strength for one in self.checkpoints], dtype=torch.float64) * weights
+    def shares(t: float) -> Tensor:
+        weights = mix.at(t)
+        own = factors * weights
         return torch.cat([1 - strengths * (own.sum() / weights.sum()), strengths * (own / weights.sum())], 1).float()
 
-    def calls(self, levels: Levels) -> list[float]:
-        """Return the network calls of each image on the way down."""
-        return torch.stack([(self.shares(t) != 0).sum(1) for t in levels.times[1:]]).sum(0).double().tolist()
-
-    def __call__(self, x: Tensor, t: float | Tensor, cond: Condition | None = None) -> Prediction:
-        """Predict; an image with one network of share 1 gets that network's own bits."""
-        shares = self.shares(float(t))
-        x0, eps = torch.zeros_like(x), torch.zeros_like(x)
-        for n, network in enumerate((self.original, *(one.network for one in self.checkpoints))):
-            rows = shares[:, n].nonzero().flatten()
-            if not len(rows):
-                continue
-            share, place = shares[rows, n].to(x.device)[:, None, None, None], rows.to(x.device)
-            pred = network(x[place], t, select(cond, rows))
-            x0, eps = x0.index_add(0, place, share * pred.x0), eps.index_add(0, place, share * pred.eps)
-        return Prediction(x0, eps)
+    return Mixture(original, [one.network for one in checkpoints], shares)
 
 
 @dataclass(frozen=True)
-class Recomputed:
+class Recomputed(Wrapper):
     """A denoiser whose calls keep their input alone and run again in the backward pass (activation checkpointing).
 
     The memory of a chain then hardly grows with its length, for a third more time.
     """
 
     denoiser: Denoiser
-
-    @property
-    def schedule(self) -> Schedule:
-        """Return the denoiser's schedule."""
-        return self.denoiser.schedule
-
-    @property
-    def parameterization(self) -> str:
-        """Return the denoiser's parameterization."""
-        return self.denoiser.parameterization
 
     def __call__(self, x: Tensor, t: float | Tensor, cond: Condition | None = None) -> Prediction:
         """Predict; what the network says beside x0 and eps is left out."""

@@ -9,17 +9,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from editkit.backbones.assets import resolve
 from editkit.backbones.base import Backbone
+from editkit.backbones.inversion import Inversion
 from editkit.engine.cache import InversionCache
 from editkit.engine.rng import batch_noise
 from editkit.engine.sample import sample
-from editkit.errors import UserError
 from editkit.losses.clip_direction import log_distance
 from editkit.losses.text_edit import TextEdit
-from editkit.methods.weakly_supervised.diffusionclip.editor import DiffusionClipEditor, device_of, invert
+from editkit.methods.weakly_supervised.diffusionclip.editor import DiffusionClipEditor
 from editkit.methods.weakly_supervised.diffusionclip.process import Recomputed
-from editkit.training.artefact import Artefact
+from editkit.training.artefact import Artefact, trained_files
+from editkit.training.editor import images_of, requests_of
 from editkit.training.grid import save_grid
 from editkit.types import EditRequest, Levels
 
@@ -30,6 +30,8 @@ class Subject(Protocol):
     """What the tasks use of the method (its arguments, see `DiffusionClip`)."""
 
     backbone: Backbone
+    inversion: Inversion
+    source_prompt: str
     prompt: str
     t0: int
     n_inv: int
@@ -37,7 +39,6 @@ class Subject(Protocol):
     checkpointing: bool
     weights: dict[str, float]
     cache: InversionCache | None
-    digest: Callable[[], str]
     checkpoint_paths: tuple[str, ...]
     unseen_rounds: int
     latent_steps: int
@@ -45,7 +46,7 @@ class Subject(Protocol):
     task_images: int
     run_dir: Path
 
-    def make_criterion(self) -> TextEdit: ...
+    def criterions(self) -> Callable[[str, str], TextEdit]: ...
 
     def editor(self, artefacts: Sequence[Artefact]) -> DiffusionClipEditor: ...
 
@@ -55,13 +56,13 @@ def unseen(method: Subject, data: Any) -> dict[str, Any]:
 
     Pictures are those of the training split: strokes, anime... (data=folder data.root=DIR).
     """
-    editor = method.editor(trained(method))
+    editor = method.editor(trained_files(method.checkpoint_paths, method.run_dir, "checkpoints"))
     editor.measure = False
     requests = requests_of(data.train_dataset(), method.task_images)
-    moved = enter_domain(method.backbone, requests, editor.levels(method.n_train), editor.t0, method.unseen_rounds)
+    moved = enter_domain(method.backbone, requests, editor.levels(method.n_train), editor.start, method.unseen_rounds)
     edited = editor.edit([request.with_(image=image) for request, image in zip(requests, moved, strict=True)]).images
     sheet = torch.stack([images_of(requests), moved.cpu(), edited.cpu()], 1)
-    return {"file": str(save_grid(sheet, method.run_dir / "unseen.png")), "images": len(requests), "t0": editor.t0}
+    return {"file": str(save_grid(sheet, method.run_dir / "unseen.png")), "images": len(requests), "t0": editor.start}
 
 
 @torch.no_grad()
@@ -74,7 +75,7 @@ def enter_domain(backbone: Backbone, requests: Sequence[EditRequest], levels: Le
         requests: the pictures; their keys and seeds decide the noise.
         levels: of the way back.
     """
-    device = device_of(backbone)
+    device = backbone.device
     keys, seeds = [request.key for request in requests], [request.seed for request in requests]
     x = backbone.encode(images_of(requests).to(device))
     for number in range(rounds):
@@ -89,7 +90,7 @@ def latents(method: Subject, data: Any) -> dict[str, Any]:
     The paper's baseline: nothing is trained ahead, so that every image takes `latent_steps` passes of its own.
     """
     requests = requests_of(data.validation_dataset(), method.task_images)
-    edited, terms = optimise_latents(method, images_of(requests).to(device_of(method.backbone)))
+    edited, terms = optimise_latents(method, images_of(requests).to(method.backbone.device))
     sheet = torch.stack([images_of(requests), edited.cpu()], 1)
     figures = {name: round(float(term.mean()), 4) for name, term in terms.items()}
     return {"file": str(save_grid(sheet, method.run_dir / "latents.png")), "images": len(requests), **figures}
@@ -100,12 +101,12 @@ def optimise_latents(method: Subject, images: Tensor) -> tuple[Tensor, dict[str,
 
     The CLIP term is global, -log((1 + cos(E(image), E(text))) / 2), as in the released code.
     """
-    backbone, criterion = method.backbone, method.make_criterion()
+    backbone, criterion = method.backbone, method.criterions()(method.source_prompt, method.prompt)
     schedule, start = backbone.schedule, backbone.encode(images)
     with torch.no_grad():
         features = criterion.features(images)
         target = criterion.direction.clip.text([with_article(method.prompt)])
-        x = invert(backbone, start, schedule.levels(method.n_inv, start=method.t0), method.cache, method.digest)
+        x = method.inversion(start, schedule.levels(method.n_inv, start=method.t0), method.cache).x
     criterion.requires_grad_(False)
     x = x.clone().requires_grad_()
     levels, network = schedule.levels(method.n_train, start=method.t0), Recomputed(backbone) if method.checkpointing else backbone
@@ -124,26 +125,3 @@ def optimise_latents(method: Subject, images: Tensor) -> tuple[Tensor, dict[str,
 def with_article(text: str) -> str:
     """Return "a TEXT", as the released code asks, unless the text has an article."""
     return text if text.lower().startswith(ARTICLES) else f"a {text}"
-
-
-def trained(method: Subject) -> list[Artefact]:
-    """Return the files of method.checkpoints, or else those that this run exported.
-
-    Raises:
-        UserError: there are none.
-    """
-    paths = [resolve(path) for path in method.checkpoint_paths] or sorted((method.run_dir / "export").glob("*.safetensors"))
-    if not paths:
-        raise UserError(f"nothing trained in {method.run_dir / 'export'}: give trained files as method.checkpoints=[FILE]")
-    return [Artefact.load(path) for path in paths]
-
-
-def requests_of(dataset: Any, count: int) -> list[EditRequest]:
-    """Return requests for the first images of a data set."""
-    items = [dataset[k] for k in range(min(count, len(dataset)))]
-    return [EditRequest(key=item["key"], image=item["image"]) for item in items]
-
-
-def images_of(requests: Sequence[EditRequest]) -> Tensor:
-    """Return the images of requests, (B, 3, H, W)."""
-    return torch.stack([request.image for request in requests])

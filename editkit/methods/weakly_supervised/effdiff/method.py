@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,28 +13,18 @@ from editkit.backbones.base import Backbone
 from editkit.backbones.clip import ClipEncoder
 from editkit.engine.cache import InversionCache
 from editkit.errors import UsageError, suggestion
-from editkit.losses.clip_direction import DirectionalClip
-from editkit.losses.identity import Identity
-from editkit.losses.text_edit import TextEdit
-from editkit.methods.weakly_supervised.effdiff.editor import (
-    EffDiffEditor,
-    Encoder,
-    device_of,
-    difference,
-    grid,
-    tuned_by,
-)
+from editkit.methods.weakly_supervised.effdiff.editor import EffDiffEditor, Encoder, grid
 from editkit.methods.weakly_supervised.effdiff.single import SingleImageEditor
-from editkit.training.method import Artefact, Editor, Method, OptimizerFactory, SchedulerFactory, Update
-from editkit.training.plan import Plan
-from editkit.types import EditRequest
+from editkit.training.editor import images_of, requests_of
+from editkit.training.finetuned import FineTuning, tuned_by
+from editkit.training.method import Artefact, Editor, OptimizerFactory, SchedulerFactory, Update
+from editkit.training.share import computed_once, looked_up
 
 NOISES = ("fixed", "fresh")
 MOST_STEPS = 40
-BATCH = 16  # images at once in precomputation
 
 
-class EffDiff(Method):
+class EffDiff(FineTuning):
     """Fine-tune a copy of a pixel model on the estimate that it makes of an image from its state at t0.
 
     One forward and one backward pass an update; the decoder's other times change through the shared weights. Departures from
@@ -89,7 +77,8 @@ class EffDiff(Method):
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
     ) -> None:
-        super().__init__(optimizer=optimizer, scheduler=scheduler)
+        weights = {"clip_weight": clip_weight, "l1_weight": l1_weight, "identity_weight": identity_weight}
+        super().__init__(backbone, clip, identity, source_prompt, prompt, weights, optimizer=optimizer, scheduler=scheduler)
         if latent_noise not in NOISES:
             raise UsageError(
                 f"method.latent_noise={latent_noise} is unknown.{suggestion(latent_noise, NOISES)} Choose fixed or fresh"
@@ -97,77 +86,31 @@ class EffDiff(Method):
         if not 1 <= n_test <= MOST_STEPS:
             raise UsageError(f"method.n_test={n_test} is out of range: give 1 to {MOST_STEPS}; 6 is the paper's")
         grid(backbone.schedule, n_test, t0)
-        self.backbone = backbone
-        self.tuned: Backbone | None = None
-        self.make_clip, self.make_identity = clip, identity
-        self.prompt, self.source_prompt = prompt, source_prompt
         self.t0, self.n_test, self.latent_noise, self.seed = t0, n_test, latent_noise, seed
         self.encode = Encoder(backbone, t0, encoder, n_inv)
-        self.weights = {"clip_weight": clip_weight, "l1_weight": l1_weight, "identity_weight": identity_weight}
         self.single_image = single_image
         self.single = {"iterations": iterations, "copies": copies, "growth": growth, "plateau": plateau}
         self.cache = InversionCache(Path(cache)) if cache else None
-        self.kept: dict[str, dict[str, Tensor]] = {}
-        self.preview: list[EditRequest] = []
 
     # Training.
 
-    def network(self) -> Backbone:
-        """Return the copy that is trained, made when it is first asked for: editing needs none."""
-        if self.tuned is None:
-            self.tuned = copy.deepcopy(self.backbone)
-        return self.tuned
-
     def trainable(self) -> dict[str, Iterable[nn.Parameter]]:
         """Return all parameters of the copy; nothing in the single-image mode."""
-        return {} if self.single_image else {"unet": self.network().parameters()}
-
-    def trained_parameters(self) -> dict[str, dict[str, nn.Parameter]]:
-        """Return {group: {parameter name: parameter}}."""
-        self.trainable()  # the copy has to be there before the module's parameters are listed
-        return super().trained_parameters()
-
-    def prepare_training(self) -> None:
-        """Load the networks of the losses."""
-        self.criterion = self.criterions()(self.source_prompt, self.prompt)
-
-    def criterions(self) -> Callable[[str, str], TextEdit]:
-        """Load the networks of the losses and return (source text, target text) -> the losses."""
-        device = device_of(self.backbone)
-        clip = self.make_clip().to(device)
-        identity = Identity(self.make_identity()) if self.make_identity and self.weights["identity_weight"] else None
-        return functools.cache(
-            lambda source, target: TextEdit(DirectionalClip(clip, source, target), identity, **self.weights).to(device)
-        )
+        return {} if self.single_image else super().trainable()
 
     def precompute(self, dataset: Any) -> None:
         """Keep every image's features, and its inversion if the encoder makes one, each process making its share.
 
         Images that the plan shows only once are left to their batch: keeping them would save nothing.
         """
-        shown = [dataset[k] for k in range(min(4, len(dataset)))]
-        self.preview = [EditRequest(key=item["key"], image=item["image"]) for item in shown]
-        if self.stepper is not None and _images(self.stepper.plan) <= len(dataset):
-            return
-        together = torch.distributed.is_initialized()
-        rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if together else (0, 1)
-        own = range(rank, len(dataset), world)
-        kept: dict[str, dict[str, Tensor]] = {}
-        for first in range(0, len(own), BATCH):
-            items = [dataset[k] for k in own[first : first + BATCH]]
-            columns = self.compute_sources(torch.stack([item["image"] for item in items]), [item["key"] for item in items])
-            for n, item in enumerate(items):
-                kept[item["key"]] = {name: column[n].cpu() for name, column in columns.items()}
-        shares = [kept]
-        if world > 1:
-            shares = [{} for _ in range(world)]
-            torch.distributed.all_gather_object(shares, kept)
-        self.kept = {key: row for share in shares for key, row in share.items()}
+        self.preview = requests_of(dataset, 4)
+        if self.stepper is None or self.stepper.plan.shown() > len(dataset):
+            self.kept = computed_once(dataset, self.compute_sources)
 
     @torch.no_grad()
     def compute_sources(self, images: Tensor, keys: Sequence[str]) -> dict[str, Tensor]:
         """Return the features of images (B, 3, H, W), and their states "x" at t0 if those take network calls."""
-        images = images.to(device_of(self.backbone))
+        images = images.to(self.backbone.device)
         with torch.autocast(images.device.type, enabled=False):  # what is cached serves runs of any precision
             found = self.criterion.features(images)
             return found | {"x": self.encode(images, keys, seed=self.seed, cache=self.cache)} if self.encode.calls else found
@@ -175,10 +118,8 @@ class EffDiff(Method):
     def sources(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the features and the states "x" of a batch, kept ones where there are."""
         images, keys = batch["image"], batch["key"]
-        if all(key in self.kept for key in keys):
-            rows = [self.kept[key] for key in keys]
-            found = {name: torch.stack([row[name] for row in rows]).to(self.device) for name in rows[0]}
-        else:
+        found = looked_up(self.kept, keys, self.device)
+        if found is None:
             found = self.compute_sources(images, keys)
         if "x" not in found:
             found["x"] = self.encode(images, keys, seed=self.seed, sample=self._visit())
@@ -195,22 +136,12 @@ class EffDiff(Method):
         losses, report = self.criterion(self.backbone.decode(pred.x0), batch["image"], sources)
         yield Update("unet", losses, report)
 
-    def dummy_batch(self) -> dict[str, Any]:
-        """Return two random images."""
-        shape = (2, 3, *self.backbone.sample_shape[1:])
-        return {"image": torch.rand(shape, device=self.device) * 2 - 1, "key": ["dummy/0", "dummy/1"]}
-
     # What training leaves behind.
 
-    def artefacts(self) -> list[Artefact]:
-        """Return the change of the network's weights, named after the text that it edits towards."""
-        return [Artefact(self.prompt, difference(self.network(), self.backbone), card=self.card())]
-
     def card(self) -> dict[str, Any]:
-        """Return what the exported file says: the texts, the time that it comes back from, the backbone that it changes."""
-        texts = {"prompt": self.prompt, "source_prompt": self.source_prompt}
+        """Return what the exported file says, with the time that it comes back from."""
         way = {"t0": self.t0, "encoder": self.encode.kind, "n_inv": self.encode.n_inv, "latent_noise": self.latent_noise}
-        return {**super().card(), "kind": "difference", **texts, **way}
+        return {**super().card(), **way}
 
     def editor(self, artefacts: Sequence[Artefact]) -> Editor:
         """Return what edits with the trained file, or in the single-image mode what needs none.
@@ -233,9 +164,4 @@ class EffDiff(Method):
         if not self.preview:
             return None
         edits = EffDiffEditor(self.encode, self.network(), n_test=self.n_test, cache=self.cache).edit(self.preview).images.cpu()
-        return torch.stack([torch.stack([request.image for request in self.preview]), edits], 1)
-
-
-def _images(plan: Plan) -> int:
-    """Return how many images a plan shows, one update a batch."""
-    return plan.length * plan.batch_size if plan.images is None else plan.images
+        return torch.stack([images_of(self.preview), edits], 1)

@@ -14,7 +14,7 @@ from editkit.engine.cache import InversionCache
 from editkit.engine.sample import sample
 from editkit.errors import UsageError
 from editkit.losses.text_edit import TextEdit
-from editkit.methods.weakly_supervised.effdiff.editor import Encoder, device_of, grid
+from editkit.methods.weakly_supervised.effdiff.editor import Encoder, grid
 from editkit.training.editor import Editor
 from editkit.training.method import OptimizerFactory, Update
 from editkit.types import EditRequest, EditResult
@@ -84,7 +84,7 @@ class SingleImageEditor(Editor):
     def fit(self, request: EditRequest) -> Fitted:
         """Return what the image becomes, iteration by iteration."""
         network = copy.deepcopy(self.backbone).float().requires_grad_(True)
-        images = request.image.to(device_of(self.backbone)).expand(self.copies, -1, -1, -1)
+        images = request.image.to(self.backbone.device).expand(self.copies, -1, -1, -1)
         numbers = [request.sample * self.copies + n for n in range(self.copies)]
         keys = [request.key] * self.copies
         x = self.encode(images, keys, seed=[request.seed] * self.copies, sample=numbers, cache=self.cache)
