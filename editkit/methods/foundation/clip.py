@@ -3,8 +3,7 @@
 Contrastive image-text training (Radford et al. 2021) with the pairwise sigmoid loss (Zhai et al. 2023), where a caption is
 a positive of every image that it is TRUE of. Two terms are ours: counterfactual pairs teach which way an image embedding
 moves when one thing changes (the quantity that directional CLIP losses measure), and changes of colour alone must move it
-along none of those ways. Two kinds of images make its gradients usable as a guide: estimates of the diffusion model that it
-guides, and images pushed a short way against their captions (Madry et al. 2018), which teach it that a small change is none.
+along none of those ways.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
 from editkit.backbones.clip import load_clip
-from editkit.backbones.pixel import PixelBackbone, load_pixel
 from editkit.data.items import collate
 from editkit.data.pairs import FacePairs
 from editkit.data.toyworld.captions import PLAIN, TEMPLATES, caption, holds_matrix, unclear_pairs
@@ -49,10 +47,6 @@ class ToyClip(FolderMethod):
         dim: width of the joint embedding.
         max_length: longest caption in tokens.
         colour_jitter: largest change of brightness, contrast and channel balance in the colour term.
-        backbone: the diffusion model whose estimates replace a quarter of the images; None replaces none.
-        noisiest: largest time of those estimates.
-        push: largest length of the change that is made against the captions of half of the images (L2 over all pixels).
-        init_from: a CLIP folder whose weights and tokenizer to start from; None starts from scratch.
         terms: weights of the terms factors, contrast, direction, colour.
         weights: folder that the task `measure` reads and whose card it completes.
     """
@@ -67,10 +61,6 @@ class ToyClip(FolderMethod):
         dim: int = 128,
         max_length: int = 40,
         colour_jitter: float = 0.25,
-        backbone: str | None = None,
-        noisiest: float = 450.0,
-        push: float = 0.0,
-        init_from: str | None = None,
         terms: Mapping[str, float],
         weights: str = "editkit:toy-clip",
         optimizer: Any = None,
@@ -78,9 +68,7 @@ class ToyClip(FolderMethod):
     ):
         super().__init__(optimizer=optimizer, scheduler=scheduler)
         self.terms, self.colour_jitter, self.max_length, self.weights = dict(terms), colour_jitter, max_length, weights
-        self.backbone_path, self.noisiest, self.push = backbone, noisiest, push
-        start = load_clip(init_from) if init_from else None
-        self.tokenizer = start.tokenizer if start else train_tokenizer(corpus())
+        self.tokenizer = train_tokenizer(corpus())
         eos = self.tokenizer.eos_token_id
         shared = {"hidden_size": width, "num_attention_heads": width // 32, "intermediate_size": width * 3, "projection_dim": dim}
         vision = CLIPVisionConfig(**shared, num_hidden_layers=layers, image_size=image_size, patch_size=patch)
@@ -93,32 +81,25 @@ class ToyClip(FolderMethod):
             eos_token_id=eos,  # the highest id: transformers pools there, or at the arg-max when it is the legacy 2
             pad_token_id=eos,
         )
-        config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=dim)
-        self.clip = start.model.requires_grad_(True) if start else CLIPModel(config)
-        self.denoiser: PixelBackbone | None = None
+        self.clip = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=dim))
         self.bias = nn.Parameter(torch.zeros(()))  # of the sigmoid loss; not part of the exported model
         self.factor_head = nn.Linear(width, sum(len(values) for values in FACTORS.values()))
 
-    def prepare_training(self) -> None:
-        if self.backbone_path:
-            self.denoiser = load_pixel(self.backbone_path)
-
     def trainable(self) -> dict[str, Iterable[nn.Parameter]]:
-        return {"clip": [*self.clip.parameters(), *self.factor_head.parameters(), self.bias]}
+        return {"clip": self.parameters()}
 
     def loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         faces: list[Face] = [*batch["face"], *batch["other_face"]]
         captions = [pair[0] for pair in batch["captions"]] + [pair[1] for pair in batch["captions"]]
         images = torch.cat([batch["image"], batch["other"]])
         jittered = self._recoloured(batch["image"][::2])
+        pooled, embeddings = self._see(augmented(torch.cat([images, jittered])))
         prompts, guided = self._guided_captions()
         words = self._read([caption.text for caption in captions])
         source, *targets = self._read(prompts)
-        ways = F.normalize(torch.stack(targets) - source, dim=1)
-        images = self._pushed(augmented(self._estimated(torch.cat([images, jittered]))), ways)
-        pooled, embeddings = self._see(images)
         count = len(batch["face"])
         seen, others, recoloured = embeddings[:count], embeddings[count : 2 * count], embeddings[2 * count :]
+        ways = F.normalize(torch.stack(targets) - source, dim=1)
         edits = [guided.index(name) for name in batch["edit"]]
         with torch.autocast(images.device.type, enabled=False):
             losses = {
@@ -159,29 +140,6 @@ class ToyClip(FolderMethod):
         names = list(EDITS)
         template = str(np.random.default_rng(int(torch.randint(2**31, ()))).choice(["*", *GUIDANCE_TEMPLATES]))
         return [template.replace("*", text) for text in ("a face", *(EDITS[name].prompt for name in names))], names
-
-    @torch.no_grad()
-    def _estimated(self, images: Tensor) -> Tensor:
-        """Replace a quarter of the images by what the diffusion model takes them for under noise."""
-        if self.denoiser is None:
-            return images
-        rows = torch.randperm(len(images), device=images.device)[: len(images) // 4]
-        times = torch.rand(len(rows), device=images.device) * self.noisiest
-        noised = self.denoiser.schedule.add_noise(images[rows], times, torch.randn_like(images[rows]))
-        return images.index_copy(0, rows, self.denoiser(noised, times).x0.to(images).clamp(-1, 1))
-
-    def _pushed(self, images: Tensor, ways: Tensor) -> Tensor:
-        """Change half of the images a little so that their embeddings go along the way of some edit, or back."""
-        if not self.push:
-            return images
-        rows = torch.randperm(len(images), device=images.device)[: len(images) // 2]
-        chosen = ways.detach()[torch.randint(len(ways), (len(rows),), device=images.device)]
-        signs = torch.randint(2, (len(rows), 1), device=images.device) * 2 - 1
-        pixels = images[rows].detach().requires_grad_(True)
-        score = (self._see(pixels)[1] * chosen * signs).sum()
-        gradient = F.normalize(torch.autograd.grad(score, pixels)[0].flatten(1), dim=1).view_as(pixels)
-        lengths = torch.rand(len(rows), 1, 1, 1, device=images.device) * self.push
-        return images.index_copy(0, rows, (pixels + lengths * gradient).detach())
 
     def _recoloured(self, images: Tensor) -> Tensor:
         shape = (len(images), 3, 1, 1)
