@@ -188,32 +188,6 @@ def test_images_without_skips_are_asked_for_the_image_and_not_for_its_noise(monk
         diffusion("epsilon", dropped_skips=0.5)
 
 
-def test_a_push_moves_embeddings_more_than_noise_of_the_same_length(clip) -> None:
-    torch.manual_seed(0)
-    images, ways = torch.rand(16, 3, 32, 32) * 2 - 1, F.normalize(torch.randn(3, 16), dim=1)
-    clip.push = 1.0
-    pushed = clip._pushed(images, ways)
-    clip.push = 0.0
-    lengths = (pushed - images).flatten(1).norm(dim=1)
-    moved = lengths > 0
-    assert moved.sum() == 8 and lengths.max() <= 1.0 + 1e-5
-    noise = torch.randn_like(images).flatten(1)
-    noised = images + (F.normalize(noise, dim=1) * lengths[:, None]).view_as(images)
-    change = lambda other: ((clip._see(other)[1] - clip._see(images)[1]) @ ways.T)[moved].abs().amax(1).mean()  # noqa: E731
-    assert change(pushed) > 3 * change(noised)
-    assert torch.equal(clip._pushed(images, ways), images)
-
-
-def test_a_quarter_of_the_images_become_estimates_of_the_diffusion_model(clip) -> None:
-    images = torch.rand(8, 3, 16, 16) * 2 - 1
-    assert clip._estimated(images) is images
-    clip.denoiser = PixelBackbone(diffusion().unet, Schedule.linear(), "v")
-    estimated = clip._estimated(images)
-    clip.denoiser = None
-    assert ((estimated - images).flatten(1).abs().amax(1) > 0).sum() == 2
-    assert estimated.abs().max() <= 1
-
-
 def test_as_many_pairs_as_asked_differ_in_the_expression() -> None:
     for share in (0.0, 1.0):
         names = [FacePairs("train", 8, 60, expressions=share)[k]["edit"] for k in range(60)]
