@@ -49,7 +49,7 @@ def pictures(faces: list[Face]) -> Tensor:
 
 @torch.no_grad()
 def diffusion_figures(
-    backbone: PixelBackbone, oracle: Oracle, *, images: int = 64, samples: int = 256, steps: int = 50
+    backbone: PixelBackbone, oracle: Oracle, *, images: int = 16, samples: int = 256, steps: int = 50
 ) -> dict[str, Any]:
     """Return reconstruction PSNR of test faces, the share of confident samples, and their Frechet distance beside a real one."""
     levels = backbone.schedule.levels(steps)

@@ -188,6 +188,15 @@ def test_images_without_skips_are_asked_for_the_image_and_not_for_its_noise(monk
         diffusion("epsilon", dropped_skips=0.5)
 
 
+def test_a_network_that_goes_on_from_a_folder_has_its_weights_and_not_its_path(tmp_path) -> None:
+    first = diffusion()
+    first.export(tmp_path / "first")
+    diffusion(init_from=str(tmp_path / "first"), network={}).export(tmp_path / "second")
+    ours, theirs = (load_pixel(tmp_path / name).unet.state_dict() for name in ("first", "second"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert str(tmp_path) not in (tmp_path / "second" / "unet" / "config.json").read_text()
+
+
 def test_as_many_pairs_as_asked_differ_in_the_expression() -> None:
     for share in (0.0, 1.0):
         names = [FacePairs("train", 8, 60, expressions=share)[k]["edit"] for k in range(60)]

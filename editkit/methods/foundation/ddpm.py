@@ -67,7 +67,10 @@ class PixelDiffusion(FolderMethod):
         config = {
             name: list(value) if not isinstance(value, (str, int, float, bool)) else value for name, value in network.items()
         }
-        self.unet = UNet2DModel(**config) if init_from is None else load_pixel(init_from).unet.requires_grad_(True)
+        start = None if init_from is None else load_pixel(init_from).unet
+        self.unet = UNet2DModel(**(config if start is None else _arguments(start)))
+        if start is not None:
+            self.unet.load_state_dict(start.state_dict())
         close_skips(self.unet, closed_skips)
         self.ddpm = DDPMScheduler(**dict(noise))
         self.noise_schedule = schedule_of(self.ddpm.config)
@@ -138,6 +141,11 @@ class PixelDiffusion(FolderMethod):
     def dummy_batch(self) -> dict[str, Any]:
         side = self.unet.config.sample_size
         return {"image": torch.zeros(2, 3, side, side, device=self.device), "key": ["a", "b"]}
+
+
+def _arguments(unet: UNet2DModel) -> dict[str, Any]:
+    """Return what a network was made with, without the folder that it came from, which is nobody's business."""
+    return {name: value for name, value in unet.config.items() if not name.startswith("_")}
 
 
 def close_skips(unet: UNet2DModel, side: int) -> None:
