@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import editkit.methods.foundation.clip as foundation
 from editkit.backbones.clip import load_clip
 from editkit.backbones.pixel import PixelBackbone, load_pixel
 from editkit.data.pairs import FacePairs, face_named
@@ -14,7 +15,7 @@ from editkit.data.toyworld.faces import CATEGORICAL, CONTINUOUS, draw_face
 from editkit.data.toyworld.world import EDITS, counterfactual, face_at
 from editkit.engine.schedule import Schedule
 from editkit.errors import UsageError
-from editkit.methods.foundation.clip import ToyClip, _direction_loss, factor_classes, train_tokenizer
+from editkit.methods.foundation.clip import ToyClip, _direction_loss, _part_way, factor_classes, train_tokenizer
 from editkit.methods.foundation.ddpm import PixelDiffusion, without_skips
 from editkit.methods.foundation.features import CHANGEABLE, Identity, Perceptual, same_person
 
@@ -195,6 +196,33 @@ def test_a_network_that_goes_on_from_a_folder_has_its_weights_and_not_its_path(t
     ours, theirs = (load_pixel(tmp_path / name).unet.state_dict() for name in ("first", "second"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert str(tmp_path) not in (tmp_path / "second" / "unet" / "config.json").read_text()
+
+
+def test_pictures_part_of_the_way_lie_between_a_face_and_its_counterfactual() -> None:
+    torch.manual_seed(0)
+    faces, others = torch.zeros(64, 3, 4, 4), torch.ones(64, 3, 4, 4)
+    amounts = _part_way(faces, others).flatten(1)
+    assert torch.equal(amounts.amin(1), amounts.amax(1))  # the same amount all over a picture
+    assert 0.3 <= amounts.min() < 0.4 and 0.9 < amounts.max() <= 1.0
+
+
+def test_the_direction_term_asks_for_the_whole_direction_of_half_a_change(clip, monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(foundation, "_direction_loss", lambda moves, ways, edits: seen.append((moves, edits)) or moves.sum())
+    batch = clip.dummy_batch()
+    clip.loss(batch)
+    ((moves, edits),) = seen
+    count = len(batch["edit"])
+    assert edits == [*edits[:count], *edits[1:count:2]] and len(moves) == len(edits) == count + count // 2
+    assert torch.allclose(moves.norm(dim=1), torch.ones(len(moves)), atol=1e-5)
+
+
+def test_a_clip_that_goes_on_from_a_folder_has_its_towers_and_its_words(clip, tmp_path) -> None:
+    clip.export(tmp_path)
+    other = ToyClip(width=32, layers=2, image_size=32, dim=16, terms=TERMS, init_from=str(tmp_path))
+    ours, theirs = clip.clip.state_dict(), other.clip.state_dict()
+    assert all(torch.equal(theirs[name], tensor.half().float()) for name, tensor in ours.items())
+    assert other.tokenizer.get_vocab() == clip.tokenizer.get_vocab()
 
 
 def test_as_many_pairs_as_asked_differ_in_the_expression() -> None:

@@ -2,8 +2,8 @@
 
 Contrastive image-text training (Radford et al. 2021) with the pairwise sigmoid loss (Zhai et al. 2023), where a caption is
 a positive of every image that it is TRUE of. Two terms are ours: counterfactual pairs teach which way an image embedding
-moves when one thing changes (the quantity that directional CLIP losses measure), and changes of colour alone must move it
-along none of those ways.
+moves when one thing changes (the quantity that directional CLIP losses measure), already when it has changed part of the way,
+so that a gradient finds it; and changes of colour alone must move it along none of those ways.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class ToyClip(FolderMethod):
         dim: width of the joint embedding.
         max_length: longest caption in tokens.
         colour_jitter: largest change of brightness, contrast and channel balance in the colour term.
+        init_from: a CLIP folder whose weights and tokenizer to start from; None starts from scratch.
         terms: weights of the terms factors, contrast, direction, colour.
         weights: folder that the task `measure` reads and whose card it completes.
     """
@@ -61,6 +62,7 @@ class ToyClip(FolderMethod):
         dim: int = 128,
         max_length: int = 40,
         colour_jitter: float = 0.25,
+        init_from: str | None = None,
         terms: Mapping[str, float],
         weights: str = "editkit:toy-clip",
         optimizer: Any = None,
@@ -68,7 +70,8 @@ class ToyClip(FolderMethod):
     ):
         super().__init__(optimizer=optimizer, scheduler=scheduler)
         self.terms, self.colour_jitter, self.max_length, self.weights = dict(terms), colour_jitter, max_length, weights
-        self.tokenizer = train_tokenizer(corpus())
+        start = load_clip(init_from) if init_from else None
+        self.tokenizer = start.tokenizer if start else train_tokenizer(corpus())
         eos = self.tokenizer.eos_token_id
         shared = {"hidden_size": width, "num_attention_heads": width // 32, "intermediate_size": width * 3, "projection_dim": dim}
         vision = CLIPVisionConfig(**shared, num_hidden_layers=layers, image_size=image_size, patch_size=patch)
@@ -82,6 +85,8 @@ class ToyClip(FolderMethod):
             pad_token_id=eos,
         )
         self.clip = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=dim))
+        if start:
+            self.clip.load_state_dict(start.model.state_dict())
         self.bias = nn.Parameter(torch.zeros(()))  # of the sigmoid loss; not part of the exported model
         self.factor_head = nn.Linear(width, sum(len(values) for values in FACTORS.values()))
 
@@ -93,19 +98,21 @@ class ToyClip(FolderMethod):
         captions = [pair[0] for pair in batch["captions"]] + [pair[1] for pair in batch["captions"]]
         images = torch.cat([batch["image"], batch["other"]])
         jittered = self._recoloured(batch["image"][::2])
-        pooled, embeddings = self._see(augmented(torch.cat([images, jittered])))
+        part_way = _part_way(batch["image"][1::2], batch["other"][1::2])
+        pooled, embeddings = self._see(augmented(torch.cat([images, jittered, part_way])))
         prompts, guided = self._guided_captions()
         words = self._read([caption.text for caption in captions])
         source, *targets = self._read(prompts)
         count = len(batch["face"])
-        seen, others, recoloured = embeddings[:count], embeddings[count : 2 * count], embeddings[2 * count :]
+        seen, others, recoloured, between = embeddings.split([count, count, len(jittered), len(part_way)])
+        moves = torch.cat([others - seen, between - seen[1::2]])
         ways = F.normalize(torch.stack(targets) - source, dim=1)
         edits = [guided.index(name) for name in batch["edit"]]
         with torch.autocast(images.device.type, enabled=False):
             losses = {
                 "factors": self._factor_loss(pooled[: 2 * count], faces),
                 "contrast": self._contrast(words, embeddings[: 2 * count], captions, faces),
-                "direction": _direction_loss(F.normalize(others - seen, dim=1), ways, edits),
+                "direction": _direction_loss(F.normalize(moves, dim=1), ways, edits + edits[1::2]),
                 "colour": F.relu(F.normalize(recoloured - seen[::2], dim=1) @ ways.T).square().sum(1).mean(),
             }
         return {name: self.terms[name] * value for name, value in losses.items()}
@@ -172,6 +179,11 @@ class ToyClip(FolderMethod):
     def dummy_batch(self) -> dict[str, Any]:
         data = FacePairs("train", self.clip.config.vision_config.image_size, 2)
         return collate([data[0], data[1]])
+
+
+def _part_way(images: Tensor, others: Tensor) -> Tensor:
+    """Return each image at least three tenths of the way to its other, pixel by pixel, (B, 3, H, W)."""
+    return torch.lerp(images, others, 0.3 + 0.7 * torch.rand(len(images), 1, 1, 1, device=images.device))
 
 
 def _direction_loss(moves: Tensor, ways: Tensor, edits: Sequence[int]) -> Tensor:
