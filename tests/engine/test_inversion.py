@@ -304,7 +304,7 @@ def test_inverters_by_name_and_wrong_settings(x0, gaussian):
 
 
 def test_a_batch_of_images_inverts_like_its_images_alone(backbone, images):
-    levels = backbone.schedule.levels(6)
+    levels = backbone.schedule.levels(4)  # a random network amplifies rounding from level to level
     with torch.no_grad():
         for inverter in (DDIM(), FixedPoint(1, tolerance=0)):
             together = inverter.invert(backbone, images, levels).x
