@@ -5,8 +5,11 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOYS := faces_ddpm:faces-ddpm clip:toy-clip identity:toy-identity perceptual:toy-perceptual oracle:toy-oracle
 MEASURED := faces_ddpm clip oracle
-EDITS := "a smiling face" "an angry face" "an old face" "a face with glasses"
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
+
+# $(call edit,TEXT,OVERRIDES): train a shift towards a text and bundle it
+edit = run="runs/toy/asyrp-$$(echo "$(1)" | tr ' ' '-')" && $(BIN)/editkit train recipe=asyrp --prompt "$(1)" $(2) -o "$$run" \
+	&& cp "$$run"/export/*.safetensors editkit/assets/asyrp/
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint format table toy-weights clean
@@ -50,8 +53,8 @@ toy-weights: $(INSTALLED) ## train the bundled models again, into editkit/assets
 		$(BIN)/editkit train recipe=toy/$$name -o $$run && mkdir -p $$asset && cp -r $$run/export/. $$asset/ || exit 1; done
 	@for name in $(MEASURED); do $(BIN)/editkit task toy/$$name measure || exit 1; done
 	@mkdir -p editkit/assets/asyrp
-	@for text in $(EDITS); do run="runs/toy/asyrp-$$(echo "$$text" | tr ' ' '-')"; \
-		$(BIN)/editkit train recipe=asyrp --prompt "$$text" -o "$$run" && cp "$$run"/export/*.safetensors editkit/assets/asyrp/ || exit 1; done
+	@$(call edit,a smiling face,)
+	@$(call edit,a face with glasses,method.l1_weight=10)
 
 clean: ## remove what was built here; runs/ and out/ stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache $(VENV)
