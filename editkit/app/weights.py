@@ -130,7 +130,8 @@ def _attempt(step: Callable[[], None]) -> list[str]:
 
 def _bring(entry: Entry, file: File, folder: Path, offline: Path | None, say: Say, watch: Watch) -> None:
     target = folder / entry.name / file.name
-    by_hand = f"by hand: download it from {entry.page} into a folder DIR, then editkit weights fetch {entry.name} --offline DIR"
+    again = f"editkit weights fetch {entry.name}/{file.name} --offline DIR"
+    by_hand = f"by hand: download it from {entry.page} into a folder DIR, then {again}"
     by_hand += f" ({entry.note})" if entry.note else ""
     if target.is_file():
         problem = file.problem(target)
@@ -174,12 +175,9 @@ def _hub_files(folder: Path, entry: Entry) -> list[Path]:
 
 
 def _next_step(entry: Entry, files: Sequence[File], folder: Path) -> str:
-    home = folder / entry.name
     if entry.layout is None:
-        return f"{home} is ready: backbone.path={home}"
-    into = f" -o {folder / entry.into}" if entry.into else ""
-    layout = f" --layout {entry.layout}" if entry.layout == "diffusionclip" else ""
-    return f"next: editkit convert {home / files[0].name}{into}{layout} --licence '{entry.licence}'"
+        return f"{folder / entry.name} is ready: backbone.path={folder / entry.name}"
+    return f"next: {entry.conversion(files[0], folder)}"
 
 
 def _megabytes(size: int | None) -> str:

@@ -6,7 +6,7 @@ import os
 from importlib import resources
 from pathlib import Path
 
-from editkit.backbones.registry import provider
+from editkit.backbones.registry import Entry, File, original, provider
 from editkit.errors import UserError, suggestion
 
 PREFIX = "editkit:"
@@ -26,7 +26,8 @@ def resolve(path: str | Path, *, download: bool = False, revision: str | None = 
     """Return the local folder (or file) of some weights: a bundled name, a folder, or a hub name that is already on this machine.
 
     A hub name ("google/ddpm-ema-church-256") is looked up in $EDITKIT_WEIGHTS (weights/ if that is not set, where
-    `editkit weights fetch` puts things), then in the Hugging Face cache; the network is used only with `download`.
+    `editkit weights fetch` puts things), then in the Hugging Face cache; the network is used only with `download`. What
+    `editkit convert` makes of a published file ("guided-diffusion/lsun_cat" of lsun_cat.pt) is looked up in the former alone.
 
     Raises:
         UserError: the weights are not here; the message says what to type.
@@ -40,6 +41,9 @@ def resolve(path: str | Path, *, download: bool = False, revision: str | None = 
     store = Path(os.environ.get("EDITKIT_WEIGHTS") or "weights")
     if (store / name).is_dir():
         return store / name
+    published = original(name)
+    if published is not None:
+        raise UserError(_to_convert(name, *published, store))
     if not _is_hub_name(name):
         raise UserError(f"no weights at {name}: give a folder that exists, or one of the bundled names: {_listed()}")
     return _from_hub(name, download=download, revision=revision)
@@ -60,6 +64,17 @@ def _bundled_folder(name: str) -> Path:
 
 def _listed() -> str:
     return ", ".join(PREFIX + name for name in bundled()) or "none"
+
+
+def _to_convert(name: str, entry: Entry, file: File, store: Path) -> str:
+    convert = f"`{entry.conversion(file, store)}`"
+    if (store / entry.name / file.name).is_file():
+        return f"the weights {name} are fetched but not converted: run {convert}"
+    fetch = f"editkit weights fetch {entry.name}/{file.name}"
+    if file.sources:
+        return f"the weights {name} are not on this machine: run `{fetch}`, then {convert}"
+    by_hand = f"download {file.name} from {entry.page} into a folder DIR"
+    return f"the weights {name} are not on this machine: {by_hand}, run `{fetch} --offline DIR`, then {convert}"
 
 
 def _is_hub_name(name: str) -> bool:

@@ -77,6 +77,12 @@ class Entry:
         known = [file.bytes for file in self.files]
         return None if not known or None in known else sum(filter(None, known))
 
+    def conversion(self, file: File, folder: Path) -> str:
+        """Return the command that converts a file of these weights, where they lie under `folder`."""
+        into = f" -o {folder / self.into}" if self.into else ""
+        layout = f" --layout {self.layout}" if self.layout == "diffusionclip" else ""
+        return f"editkit convert {folder / self.name / file.name}{into}{layout} --licence '{self.licence}'"
+
 
 @functools.cache
 def entries(path: Path = FILE) -> Mapping[str, Entry]:
@@ -110,6 +116,15 @@ def select(names: Sequence[str], path: Path = FILE) -> list[tuple[Entry, list[Fi
 def provider(folder: str) -> Entry | None:
     """Return the entry that a folder of weights (below the common one) comes from, or None."""
     return next((entry for entry in entries().values() if folder in (entry.name, entry.into)), None)
+
+
+def original(folder: str) -> tuple[Entry, File] | None:
+    """Return what a folder ENTRY/STEM (below the common one) is converted from, the file of that stem, or None."""
+    name, _, stem = folder.rpartition("/")
+    entry = entries().get(name)
+    if entry is None or entry.layout is None or entry.into:
+        return None
+    return next(((entry, file) for file in entry.files if Path(file.name).stem == stem), None)
 
 
 def digest(path: Path, kind: str = "sha256") -> str:

@@ -167,6 +167,7 @@ def test_files_fetched_by_hand_are_taken_from_a_folder_and_checked(tmp_path, sit
 def test_what_has_no_address_is_fetched_by_hand(tmp_path):
     done = Fetched(tmp_path, registry_of(tmp_path, net=entry([])))
     assert done.code == 1 and "can only be fetched by hand: download it from https://example.org/net" in done.lines[0]
+    assert done.lines[0].endswith("editkit weights fetch net/net.pt --offline DIR")
 
 
 def test_a_pattern_takes_some_files_and_one_failure_leaves_the_others(tmp_path, site):
