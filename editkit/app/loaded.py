@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from editkit.app.artefacts import Weights, check_backbone, choose
 from editkit.app.device import device_of, dtype_of
 from editkit.app.options import RecipeOptions
+from editkit.engine.precision import Precision
 from editkit.errors import UsageError, UserError
 from editkit.recipe import build, choices, compose
 from editkit.training.editor import Editor
@@ -101,7 +102,7 @@ def load_editor(
         )
     check_backbone(chosen, backbone, model)
     method.to(device_of(device))
-    backbone.to(dtype=dtype_of(dtype))
+    _accelerate(backbone.to(dtype=dtype_of(dtype)), cfg)
     editor = _editor(method, chosen, name)
     height, width = image_size(backbone)
     versions = {"editkit": _version("editkit"), "torch": _version("torch"), "diffusers": _version("diffusers")}
@@ -128,7 +129,13 @@ def load_editor(
 def load_backbone(cfg: DictConfig, *, device: str | None = None, dtype: str | None = None) -> Backbone:
     """Build the backbone of a configuration alone, on its device."""
     backbone: Backbone = build(cfg, "backbone")
-    return backbone.to(device=device_of(device), dtype=dtype_of(dtype))
+    return _accelerate(backbone.to(device=device_of(device), dtype=dtype_of(dtype)), cfg)
+
+
+def _accelerate(backbone: Backbone, cfg: DictConfig) -> Backbone:
+    """Apply the memory layout and the compilation that the engine's settings ask for, in place."""
+    Precision(channels_last=bool(cfg.engine.channels_last), compile=bool(cfg.engine.compile)).prepare(backbone)
+    return backbone
 
 
 def backbone_name(cfg: DictConfig) -> str:

@@ -18,12 +18,18 @@ ADM = {"resnet_time_scale_shift": "scale_shift", "downsample_type": "resnet", "u
 
 @pytest.fixture(params=[{}, ADM], ids=["ddpm", "adm"])
 def pair(request):
-    """Return the same network twice, plain and compiled; a layer that falls back to running plainly is an error."""
+    """Return the same network twice, plain and compiled; a layer that falls back to running plainly is an error.
+
+    Three levels: that is where the gradients of a whole compiled UNet go wrong, so a switch to that would be seen.
+    """
 
     def network() -> PixelBackbone:
         torch.manual_seed(0)
-        blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
-        small = {"sample_size": 16, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
+        blocks = {
+            "down_block_types": ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+            "up_block_types": ("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        }
+        small = {"sample_size": 16, "block_out_channels": (8, 16, 16), "layers_per_block": 1, "norm_num_groups": 4}
         return PixelBackbone(UNet2DModel(**small, attention_head_dim=8, **blocks, **request.param), Schedule.linear())
 
     torch._dynamo.reset()

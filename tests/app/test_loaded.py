@@ -1,0 +1,38 @@
+"""What the engine's settings do to the networks that a command loads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from editkit.app.loaded import load_backbone, load_editor
+from editkit.backbones.pixel import PixelBackbone
+from editkit.recipe import compose
+from tests.app import tiny
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.backbone(tmp_path_factory.mktemp("model"))
+
+
+def loaded(model, how, *settings):
+    cfg = compose(["recipe=reconstruction", f"backbone.path={model}", *settings])
+    return load_backbone(cfg) if how == "alone" else load_editor(cfg, "reconstruction").editor.backbone
+
+
+@pytest.mark.parametrize("how", ["alone", "with its editor"])
+def test_the_memory_layout_is_the_one_asked_for(model, how):
+    plain, changed = loaded(model, how), loaded(model, how, "engine.channels_last=true")
+    last = [one.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last) for one in (plain, changed)]
+    assert last == [False, True]
+    assert plain.digest() == changed.digest()
+
+
+@pytest.mark.parametrize("how", ["alone", "with its editor"])
+def test_compilation_is_asked_of_the_network(model, how, monkeypatch):
+    asked = []
+    monkeypatch.setattr(PixelBackbone, "accelerate", lambda self, **settings: asked.append(settings["compile"]) or self)
+    loaded(model, how)
+    loaded(model, how, "engine.compile=true")
+    assert asked == [False, True]
