@@ -144,7 +144,7 @@ class PixelDiffusion(FolderMethod):
 
 
 def _arguments(unet: UNet2DModel) -> dict[str, Any]:
-    """Return what a network was made with, without the folder that it came from, which is nobody's business."""
+    """Return what a network was made with, without the folder that it came from, which an export should not tell."""
     return {name: value for name, value in unet.config.items() if not name.startswith("_")}
 
 
