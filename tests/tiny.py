@@ -27,7 +27,7 @@ LOADERS = {
     "editkit.backbones.pixel.load_pixel": "ddpm",
     "editkit.backbones.clip.load_clip": "clip",
     "editkit.backbones.features.load_perceptual": "perceptual",
-    "editkit.backbones.features.load_identity": "identity",
+    "editkit.backbones.identity.load_identity": "identity",
 }
 TEXTS = {"prompt": "a smiling face", "source_prompt": "a face"}
 
@@ -77,7 +77,8 @@ def write_clip(folder: Path) -> Path:
 
 def write_features(folder: Path) -> None:
     """Write a perceptual, an identity and an oracle network."""
-    from editkit.backbones.features import IdentityNet, PerceptualNet
+    from editkit.backbones.features import PerceptualNet
+    from editkit.backbones.identity import IdentityNet
     from editkit.data.toyworld.faces import CATEGORICAL, CONTINUOUS
     from editkit.metrics.oracle import Oracle
 

@@ -106,7 +106,8 @@ def load_judges(device: torch.device | str = "cpu") -> Judges:
         UserError: one of them is not there.
     """
     from editkit.backbones.clip import load_clip
-    from editkit.backbones.features import load_identity, load_perceptual
+    from editkit.backbones.features import load_perceptual
+    from editkit.backbones.identity import load_identity
     from editkit.metrics.oracle import load_oracle
 
     oracle, clip = load_oracle("editkit:toy-oracle").to(device), load_clip("editkit:toy-clip").to(device)

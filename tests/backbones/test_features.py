@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from editkit.backbones.features import IdentityNet, PerceptualNet, load_identity, load_perceptual
+from editkit.backbones.features import PerceptualNet, load_perceptual
+from editkit.backbones.identity import IdentityNet, load_identity
 from editkit.errors import UserError
 
 

@@ -16,7 +16,7 @@ from editkit.backbones.arcface import ArcFace, load_arcface
 from editkit.backbones.clip import load_clip
 from editkit.backbones.convert import clip, irse50, lpips
 from editkit.backbones.convert.layout import Source
-from editkit.backbones.features import load_identity
+from editkit.backbones.identity import load_identity
 from editkit.backbones.lpips import LPIPS, load_lpips
 from editkit.errors import UserError
 from tests.convert.reference import Weights, arcface, clip_image, clip_text

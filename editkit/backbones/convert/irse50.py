@@ -24,7 +24,7 @@ def convert(source: Source) -> Converted:
     )
     filled(net, source.name, source.tensors)
     card = {"parameters": sum(parameter.numel() for parameter in net.parameters()), "embedding": net.config["dim"]}
-    return Converted(card, "editkit.backbones.features.load_identity: {path}", lambda folder: write_features(folder, net))
+    return Converted(card, "editkit.backbones.identity.load_identity: {path}", lambda folder: write_features(folder, net))
 
 
 MARKS = (("input_layer.0.weight", "body.0.res_layer.1.weight", "output_layer.3.weight"),)

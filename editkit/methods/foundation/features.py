@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from editkit.backbones.features import FeatureNet, IdentityNet, PerceptualNet
+from editkit.backbones.features import FeatureNet, PerceptualNet
+from editkit.backbones.identity import IdentityNet
 from editkit.data.items import image_tensor
 from editkit.data.pairs import face_named
 from editkit.data.toyworld.faces import CATEGORICAL, CONTINUOUS, Face, draw_face, edited, render
