@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 OVERSAMPLING = 4
 
@@ -25,21 +25,22 @@ class Canvas:
         size: side of the finished image in pixels.
         background: colour that fills the canvas, with label 0.
         zoom: magnification of the coordinates about the middle of the image.
+        focus: the point that lies in the middle of the image.
         labels: whether to keep a label map beside the picture.
     """
 
-    def __init__(self, size: int, background: Colour, *, zoom: float = 1.0, labels: bool = False):
+    def __init__(self, size: int, background: Colour, *, zoom: float = 1.0, focus: Point = (0.5, 0.5), labels: bool = False):
         self.size = size
         side = size * OVERSAMPLING
         self.scale = side * zoom
-        self.offset = (side - self.scale) / 2
+        self.offset = (side / 2 - self.scale * focus[0], side / 2 - self.scale * focus[1])
         self._image = Image.new("RGB", (side, side), background)
         self._draw = ImageDraw.Draw(self._image)
         self._labels = Image.new("L", (side, side), 0) if labels else None
         self._label_draw = ImageDraw.Draw(self._labels) if self._labels is not None else None
 
     def _place(self, point: Point) -> Point:
-        return self.offset + self.scale * point[0], self.offset + self.scale * point[1]
+        return self.offset[0] + self.scale * point[0], self.offset[1] + self.scale * point[1]
 
     def _box(self, top_left: Point, bottom_right: Point) -> tuple[float, float, float, float]:
         return (*self._place(top_left), *self._place(bottom_right))
@@ -84,6 +85,19 @@ class Canvas:
             for x, y in (scaled[0], scaled[-1]):
                 draw.ellipse([x - half, y - half, x + half, y + half], fill=ink)
 
+    def paste(self, centre: Point, ink: Image.Image | Colour, mask: Image.Image, label: int | None) -> None:
+        """Put a small picture, or one colour, about a point through a mask; both have the canvas's fine pixels.
+
+        Args:
+            mask: 0 to 255, how much of the ink is seen.
+            label: what the mask covers, or None to leave the labels as they are.
+        """
+        x, y = self._place(centre)
+        corner = (round(x) - mask.width // 2, round(y) - mask.height // 2)
+        self._image.paste(ink, (*corner, corner[0] + mask.width, corner[1] + mask.height), mask)
+        if self._labels is not None and label is not None:
+            self._labels.paste(label, (*corner, corner[0] + mask.width, corner[1] + mask.height), mask)
+
     def image(self) -> np.ndarray:
         """Return the picture as uint8 HWC RGB."""
         return np.asarray(self._image.resize((self.size, self.size), Image.Resampling.LANCZOS, reducing_gap=2.0))
@@ -93,6 +107,24 @@ class Canvas:
         if self._labels is None:
             raise ValueError("this canvas was made without labels")
         return np.asarray(self._labels.resize((self.size, self.size), Image.Resampling.NEAREST))
+
+    def covered(self) -> np.ndarray:
+        """Return how much of each pixel has a label other than 0: uint8 HW, 0 to 255. Raises ValueError without labels."""
+        if self._labels is None:
+            raise ValueError("this canvas was made without labels")
+        fine = self._labels.point(lambda label: 255 if label else 0)
+        return np.asarray(fine.resize((self.size, self.size), Image.Resampling.BOX))
+
+    def borders(self) -> np.ndarray:
+        """Return the borders between labels as lines: uint8 HW, black on white. Raises ValueError without labels."""
+        if self._labels is None:
+            raise ValueError("this canvas was made without labels")
+        fine = np.asarray(self._labels)
+        lines = np.zeros(fine.shape, dtype=bool)
+        lines[1:] |= fine[1:] != fine[:-1]
+        lines[:, 1:] |= fine[:, 1:] != fine[:, :-1]
+        thick = Image.fromarray(np.where(lines, 0, 255).astype(np.uint8)).filter(ImageFilter.MinFilter(3))
+        return np.asarray(thick.resize((self.size, self.size), Image.Resampling.BOX))
 
 
 def curve(start: Point, end: Point, bend: float, points: int = 9) -> list[Point]:
