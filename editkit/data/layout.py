@@ -1,4 +1,7 @@
-"""Write pictures of the toy world as a folder that `folder` reads: images/, labels/ (indexed PNG), metadata.jsonl."""
+"""Write pictures of the toy world as a folder that `folder` reads: images/, labels/ (indexed PNG), metadata.jsonl.
+
+A domain's further layers (a scene's instances/ and sketches/) get folders of their own.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,17 @@ import numpy as np
 from PIL import Image
 
 from editkit.data.files import check_writable, write_atomic
-from editkit.data.toyworld.world import DOMAINS, SPLITS, Domain, Sample
+from editkit.data.toyworld.samples import SPLITS, Domain, Sample
+from editkit.data.toyworld.world import DOMAINS
 from editkit.errors import UsageError, UserError, suggestion
 
-# Colours of the labels, in the order of a domain's parts; black is the background.
+# Colours of the labels, in the order of a domain's parts.
 PALETTE = (
     (0, 0, 0), (240, 190, 150), (120, 70, 30), (60, 40, 20), (70, 130, 230), (240, 150, 60),
     (210, 50, 80), (250, 230, 60), (90, 170, 90), (160, 90, 200), (60, 190, 190), (150, 150, 150),
+    (110, 40, 40), (40, 90, 40), (40, 50, 120), (200, 200, 120), (120, 200, 140), (140, 180, 240),
+    (250, 120, 190), (170, 120, 60), (100, 140, 140), (190, 230, 60), (230, 90, 20), (90, 60, 120),
+    (230, 220, 210), (60, 110, 170), (200, 160, 200),
 )  # fmt: skip
 
 
@@ -81,8 +88,10 @@ def _samples(folder: Path, world: Domain, split: str, n: int, size: int, on_done
         sample = world.sample(split, index, size)
         image = folder / "images" / f"{index:06d}.png"
         if not image.exists():
-            # The picture comes second: where it is, its labels are too.
+            # The picture comes second: where it is, its labels and layers are too.
             _write_png(folder / "labels" / image.name, _indexed(sample.labels))
+            for name, layer in sample.layers.items():
+                _write_png(folder / name / image.name, Image.fromarray(layer))
             _write_png(image, Image.fromarray(sample.image))
         lines.append(json.dumps(_line(sample, image.name)))
         if on_done is not None:
@@ -97,7 +106,8 @@ def _line(sample: Sample, name: str) -> dict[str, object]:
         "claims": sample.caption.claims,
         "factors": sample.factors,
         "hidden": [factor for factor, shown in sample.visibility.items() if not shown],
-        "rendered_from": dataclasses.asdict(sample.face),
+        "rendered_from": dataclasses.asdict(sample.rendered_from),
+        **sample.notes,
     }
 
 

@@ -60,7 +60,7 @@ def test_a_sample_is_a_function_of_split_and_index():
     first = sample_at("test", 7)
     face_at.cache_clear()
     again = sample_at("test", 7)
-    assert first.face == again.face and first.caption == again.caption
+    assert first.rendered_from == again.rendered_from and first.caption == again.caption
     assert np.array_equal(first.image, again.image) and np.array_equal(first.labels, again.labels)
     assert not np.array_equal(first.image, sample_at("test", 8).image)
 

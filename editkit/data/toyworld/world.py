@@ -1,8 +1,8 @@
-"""The toy world: splits, samples with everything that is known about them, and named edits with their exact answers."""
+"""The toy world: its domains, the faces of each split, and named edits of faces with their exact answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
@@ -12,35 +12,12 @@ import numpy as np
 from editkit.data.toyworld.captions import Caption, caption
 from editkit.data.toyworld.claims import Claims, measured, satisfied, unclear
 from editkit.data.toyworld.faces import PARTS, Face, draw_face, edited, held_out, render, visible
+from editkit.data.toyworld.samples import SPLITS as SPLITS
+from editkit.data.toyworld.samples import Domain, Sample, seed
 from editkit.errors import UsageError, suggestion
 
-# The number of a split seeds its faces: never renumber, or the bundled models will have seen the test faces.
-SPLITS: Mapping[str, int] = MappingProxyType({"train": 0, "validation": 1, "test": 2, "heldout": 3})
 CAPTION_STREAM = 1  # keeps the captions' random numbers apart from the faces'
 SOURCE_PROMPT = "a face"
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One picture and all that is known about it.
-
-    Attributes:
-        key: names the sample: "faces/test/000012".
-        image: uint8 HWC RGB.
-        caption: a text that is true of it, with its claims.
-        factors: the measured factors; age in years, lengths as `Face` has them.
-        visibility: for each measured factor whether the picture shows it.
-        labels: uint8 HW part labels, indices into the domain's parts.
-        face: what the picture was rendered from.
-    """
-
-    key: str
-    image: np.ndarray
-    caption: Caption
-    factors: dict[str, object]
-    visibility: dict[str, bool]
-    labels: np.ndarray
-    face: Face
 
 
 @dataclass(frozen=True)
@@ -132,7 +109,7 @@ def face_at(split: str, index: int) -> Face:
         UsageError: an unknown split.
         ValueError: a negative index.
     """
-    rng = np.random.default_rng(_seed(split, index))
+    rng = np.random.default_rng(seed(split, index))
     face = draw_face(rng)
     while held_out(face) != (split == "heldout"):
         face = draw_face(rng)
@@ -141,14 +118,14 @@ def face_at(split: str, index: int) -> Face:
 
 def caption_at(split: str, index: int) -> Caption:
     """Return the caption that belongs to a face of a split."""
-    return caption(face_at(split, index), np.random.default_rng(_seed(split, index, CAPTION_STREAM)))
+    return caption(face_at(split, index), np.random.default_rng(seed(split, index, CAPTION_STREAM)))
 
 
 def sample_at(split: str, index: int, size: int = 64) -> Sample:
     """Render a face of a split with its caption, factors, visibility and part labels."""
     face = face_at(split, index)
     image, labels = render(face, size, labels=True)
-    words = caption(face, np.random.default_rng(_seed(split, index, CAPTION_STREAM)))
+    words = caption(face, np.random.default_rng(seed(split, index, CAPTION_STREAM)))
     assert labels is not None
     return Sample(f"faces/{split}/{index:06d}", image, words, measured(face), visible(face), labels, face)
 
@@ -164,20 +141,5 @@ def sources(edit: Edit, split: str, count: int) -> list[int]:
     return found
 
 
-def _seed(split: str, *numbers: int) -> np.random.SeedSequence:
-    if split not in SPLITS:
-        raise UsageError(f"the toy world has no split {split!r}.{suggestion(split, SPLITS)} There are: {', '.join(SPLITS)}")
-    return np.random.SeedSequence([SPLITS[split], *numbers])
-
-
-@dataclass(frozen=True)
-class Domain:
-    """One kind of picture in the toy world: how to draw a sample and what its labels mean."""
-
-    name: str
-    parts: tuple[str, ...]
-    sample: Callable[[str, int, int], Sample]
-
-
-# Later domains (animals, scenes, styles) are added here; a Sample's last fields are what a domain may add.
+# Later domains (animals, scenes, styles) are added here.
 DOMAINS: Mapping[str, Domain] = MappingProxyType({"faces": Domain("faces", PARTS, sample_at)})
