@@ -14,6 +14,7 @@ from editkit.data.toyworld.claims import Claims, measured, satisfied, unclear
 from editkit.data.toyworld.faces import PARTS, Face, draw_face, edited, held_out, render, visible
 from editkit.data.toyworld.samples import SPLITS as SPLITS
 from editkit.data.toyworld.samples import Domain, Sample, seed
+from editkit.data.toyworld.scenes import world as scenes
 from editkit.errors import UsageError, suggestion
 
 CAPTION_STREAM = 1  # keeps the captions' random numbers apart from the faces'
@@ -141,5 +142,5 @@ def sources(edit: Edit, split: str, count: int) -> list[int]:
     return found
 
 
-# Later domains (animals, scenes, styles) are added here.
-DOMAINS: Mapping[str, Domain] = MappingProxyType({"faces": Domain("faces", PARTS, sample_at)})
+# Later domains (animals, styles) are added here.
+DOMAINS: Mapping[str, Domain] = MappingProxyType({"faces": Domain("faces", PARTS, sample_at), "scenes": scenes.DOMAIN})
