@@ -11,6 +11,10 @@ and, where a data set has them,
     references  tuple of (3, H, W) pictures
     labels      (H, W) int64 part labels
     visible     dict: which factors the picture shows
+    target      (3, H, W) the picture after the edit
+    instruction a text that says what to change
+    reference_masks  tuple of (1, H, W), 1 = the object in the reference
+What a data set has besides is said in its own docstring.
 """
 
 from __future__ import annotations
