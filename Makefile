@@ -54,7 +54,7 @@ toy-weights: $(INSTALLED) ## train the bundled models again, into editkit/assets
 	@for name in $(MEASURED); do $(BIN)/editkit task toy/$$name measure || exit 1; done
 	@mkdir -p editkit/assets/asyrp
 	@$(call edit,a smiling face,)
-	@$(call edit,a face with glasses,method.l1_weight=10)
+	@$(call edit,a face with glasses,method.l1_weight=8)
 
 clean: ## remove what was built here; runs/ and out/ stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache $(VENV)
