@@ -80,16 +80,7 @@ class Faces(DataModule):
         self.counts = {"train": train, "validation": validation, "test": test}
         self.cache_dir = cache_dir
 
-    def train_dataset(self) -> FaceDataset:
-        return self._dataset("train")
-
-    def validation_dataset(self) -> FaceDataset:
-        return self._dataset("validation")
-
-    def test_dataset(self) -> FaceDataset:
-        return self._dataset("test")
-
-    def _dataset(self, split: str) -> FaceDataset:
+    def dataset(self, split: str) -> FaceDataset:
         return FaceDataset(split, self.counts[split], self.size, self.cache_dir)
 
 

@@ -76,16 +76,7 @@ class Folder(DataModule):
         self.root, self.size, self.validation, self.test = Path(root), size, validation, test
         self._listing: Listing | None = None
 
-    def train_dataset(self) -> FolderDataset:
-        return self._dataset("train")
-
-    def validation_dataset(self) -> FolderDataset:
-        return self._dataset("validation")
-
-    def test_dataset(self) -> FolderDataset:
-        return self._dataset("test")
-
-    def _dataset(self, split: str) -> FolderDataset:
+    def dataset(self, split: str) -> FolderDataset:
         if self._listing is None:
             self._listing = listing(self.root, validation=self.validation, test=self.test)
             _warn_of_bad(self._listing)

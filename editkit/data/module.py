@@ -11,7 +11,7 @@ from editkit.data.items import collate
 
 
 class DataModule(lightning.LightningDataModule):
-    """Base of data modules; a subclass returns three data sets of items (see `items`).
+    """Base of data modules; a subclass returns the data set of each split, of items (see `items`).
 
     The training loop of editkit makes its own loaders; those here serve a plain Lightning Trainer.
 
@@ -23,17 +23,21 @@ class DataModule(lightning.LightningDataModule):
     batch_size = 8
     num_workers = 0
 
+    def dataset(self, split: str) -> Dataset[dict[str, Any]]:
+        """Return the data set of a split: train, validation or test."""
+        raise NotImplementedError(f"{type(self).__name__}.dataset")
+
     def train_dataset(self) -> Dataset[dict[str, Any]]:
         """Return what is trained on."""
-        raise NotImplementedError
+        return self.dataset("train")
 
     def validation_dataset(self) -> Dataset[dict[str, Any]]:
         """Return what settings are chosen on."""
-        raise NotImplementedError
+        return self.dataset("validation")
 
     def test_dataset(self) -> Dataset[dict[str, Any]]:
         """Return what is reported."""
-        raise NotImplementedError
+        return self.dataset("test")
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         return self._loader(self.train_dataset(), shuffle=True)

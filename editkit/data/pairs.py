@@ -70,14 +70,8 @@ class FacePairsData(DataModule):
         self.size, self.counts = size, {"train": train, "validation": validation, "test": test}
         self.expressions = expressions
 
-    def train_dataset(self) -> FacePairs:
-        return FacePairs("train", self.size, self.counts["train"], expressions=self.expressions)
-
-    def validation_dataset(self) -> FacePairs:
-        return FacePairs("validation", self.size, self.counts["validation"])
-
-    def test_dataset(self) -> FacePairs:
-        return FacePairs("test", self.size, self.counts["test"])
+    def dataset(self, split: str) -> FacePairs:
+        return FacePairs(split, self.size, self.counts[split], expressions=self.expressions if split == "train" else 0.0)
 
 
 def face_named(key: str) -> Face:

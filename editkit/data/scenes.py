@@ -90,17 +90,7 @@ class Scenes(DataModule):
         self.size = size
         self.counts = {"train": train, "validation": validation, "test": test}
 
-    def train_dataset(self) -> SceneDataset:
-        return self.dataset("train")
-
-    def validation_dataset(self) -> SceneDataset:
-        return self.dataset("validation")
-
-    def test_dataset(self) -> SceneDataset:
-        return self.dataset("test")
-
     def dataset(self, split: str) -> SceneDataset:
-        """Return the data set of a split."""
         return SceneDataset(split, self.counts[split], self.size)
 
 
