@@ -279,5 +279,5 @@ def test_the_seconds_of_interrupted_parts_are_added_up(tmp_path):
     RunDir(tmp_path).note_seconds(first + 1000)
     method = new()
     run(tmp_path, method, images=40)
-    assert 1000 < RunDir(tmp_path).seconds < 1100
+    assert first + 1000 <= RunDir(tmp_path).seconds < first + 1100  # kept to a tenth of a second; the second part may take less
     assert method.card()["training_seconds"] == RunDir(tmp_path).seconds
