@@ -5,6 +5,7 @@ What a contrastive model needs to learn which words belong to which change: all 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,22 +27,21 @@ class FacePairs(Dataset):
         size: side of the images in pixels.
         count: faces in the data set.
         seed: decides the edits and the captions; those of one face differ from draw to draw.
-        expressions: share of the pairs that differ in the expression, the hardest change to see; the others are any edit.
+        expressions: share of the pairs that differ in the expression, the hardest change to see.
+        wrinkles: share of the pairs that grow old with hair that is grey already. Grey hair is the larger part of an old
+            face, and a model that saw nothing else would ask for no more. All other pairs are any edit.
     """
 
-    def __init__(self, split: str, size: int, count: int, seed: int = 0, expressions: float = 0.0):
-        self.split, self.size, self.count, self.seed, self.expressions = split, size, count, seed, expressions
+    def __init__(self, split: str, size: int, count: int, seed: int = 0, expressions: float = 0.0, wrinkles: float = 0.0) -> None:
+        self.split, self.size, self.count, self.seed = split, size, count, seed
+        self.expressions, self.wrinkles = expressions, wrinkles
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        face = face_at(self.split, index)
         rng = np.random.default_rng([self.seed, int(torch.randint(2**31, ()))])  # a state that training saves and restores
-        eligible = [edit for edit in EDITS.values() if edit.eligible(face)]
-        if rng.random() < self.expressions:
-            eligible = [edit for edit in eligible if "expression" in edit.target]
-        edit = eligible[int(rng.integers(len(eligible)))].name
+        face, edit = self._drawn(face_at(self.split, index), rng)
         other = counterfactual(face, edit)
         return {
             "key": f"faces/{self.split}/{index:06d}",
@@ -53,6 +53,16 @@ class FacePairs(Dataset):
             "captions": (caption(face, rng), caption(other, rng)),
         }
 
+    def _drawn(self, face: Face, rng: np.random.Generator) -> tuple[Face, str]:
+        """Return a face and the name of the edit that makes the other one of it."""
+        kind = rng.random()
+        if self.expressions <= kind < self.expressions + self.wrinkles and EDITS["old"].eligible(face):
+            return replace(face, hair_colour="grey"), "old"
+        eligible = [edit for edit in EDITS.values() if edit.eligible(face)]
+        if kind < self.expressions:
+            eligible = [edit for edit in eligible if "expression" in edit.target]
+        return face, eligible[int(rng.integers(len(eligible)))].name
+
 
 class FacePairsData(DataModule):
     """Data module over FacePairs.
@@ -60,18 +70,24 @@ class FacePairsData(DataModule):
     Args:
         size: side of the images in pixels.
         train, validation, test: number of faces in each split.
-        expressions: share of the training pairs that differ in the expression.
+        expressions, wrinkles: shares of the training pairs, see FacePairs.
     """
 
     def __init__(
-        self, size: int = 64, train: int = 40_000, validation: int = 512, test: int = 512, expressions: float = 0.0
+        self,
+        size: int = 64,
+        train: int = 40_000,
+        validation: int = 512,
+        test: int = 512,
+        expressions: float = 0.0,
+        wrinkles: float = 0.0,
     ) -> None:
         super().__init__()
         self.size, self.counts = size, {"train": train, "validation": validation, "test": test}
-        self.expressions = expressions
+        self.shares = {"expressions": expressions, "wrinkles": wrinkles}
 
     def dataset(self, split: str) -> FacePairs:
-        return FacePairs(split, self.size, self.counts[split], expressions=self.expressions if split == "train" else 0.0)
+        return FacePairs(split, self.size, self.counts[split], **(self.shares if split == "train" else {}))
 
 
 def face_named(key: str) -> Face:

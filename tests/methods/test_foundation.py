@@ -15,7 +15,7 @@ from editkit.data.toyworld.faces import CATEGORICAL, CONTINUOUS, draw_face
 from editkit.data.toyworld.world import EDITS, counterfactual, face_at
 from editkit.engine.schedule import Schedule
 from editkit.errors import UsageError
-from editkit.methods.foundation.clip import ToyClip, _direction_loss, _part_way, factor_classes, train_tokenizer
+from editkit.methods.foundation.clip import ToyClip, _direction_loss, _drift, _part_way, factor_classes, train_tokenizer
 from editkit.methods.foundation.ddpm import PixelDiffusion, without_skips
 from editkit.methods.foundation.features import CHANGEABLE, Identity, Perceptual, same_person
 
@@ -27,7 +27,7 @@ NETWORK = {
     "up_block_types": ["UpBlock2D", "UpBlock2D"],
     "norm_num_groups": 8,
 }
-TERMS = {"factors": 1.0, "contrast": 1.0, "direction": 1.0, "colour": 1.0}
+TERMS = {"factors": 1.0, "contrast": 1.0, "direction": 1.0, "colour": 1.0, "attack": 1.0}
 
 
 def diffusion(kind: str = "v_prediction", **settings) -> PixelDiffusion:
@@ -279,3 +279,35 @@ def test_identity_training_lowers_its_loss() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_an_attack_is_short_and_moves_the_embedding_along_a_way(clip) -> None:
+    torch.manual_seed(1)
+    images, way = torch.rand(6, 3, 32, 32) * 2 - 1, F.normalize(torch.randn(1, 16), dim=1)
+    attacked = clip._attacked(images, way)
+    lengths = (attacked - images).flatten(1).norm(dim=1)
+    assert 0 < lengths.max() <= clip.attack * 1.25 + 1e-4
+    random = torch.randn_like(images)
+    random *= (lengths / random.flatten(1).norm(dim=1))[:, None, None, None]
+    with torch.no_grad():
+        start = clip._see(images)[1]
+        gain, luck = ((clip._see(other)[1] - start) @ way[0] for other in (attacked, images + random))
+    assert (gain > 0).all() and gain.mean() > 3 * luck.abs().mean()
+    assert all(parameter.grad is None for parameter in clip.clip.parameters()), "finding an attack trains nothing"
+
+
+def test_a_drift_costs_along_a_way_and_not_against_it() -> None:
+    way = torch.tensor([[1.0, 0.0]])
+    assert _drift(torch.tensor([[0.2, 0.0]]), way) == pytest.approx(1)
+    assert _drift(torch.tensor([[-0.2, 0.0], [0.0, 3.0]]), way) == pytest.approx(0)
+
+
+def test_wrinkles_alone_make_some_pairs_old() -> None:
+    torch.manual_seed(0)
+    pairs = FacePairs("train", 64, 40, wrinkles=1.0)
+    items = [item for item in (pairs[k] for k in range(40)) if item["edit"] == "old"]
+    assert len(items) > 20
+    for item in items:
+        assert item["face"].hair_colour == item["other_face"].hair_colour == "grey"
+        assert item["other_face"].age > item["face"].age
+    assert all(FacePairs("train", 64, 40)[k]["face"].hair_colour != "grey" for k in range(40))

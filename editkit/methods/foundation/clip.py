@@ -3,7 +3,9 @@
 Contrastive image-text training (Radford et al. 2021) with the pairwise sigmoid loss (Zhai et al. 2023), where a caption is
 a positive of every image that it is TRUE of. Two terms are ours: counterfactual pairs teach which way an image embedding
 moves when one thing changes (the quantity that directional CLIP losses measure), already when it has changed part of the way,
-so that a gradient finds it; and changes of colour alone must move it along none of those ways.
+so that a gradient finds it; and neither changes of colour nor attacks (small changes along the gradient, Madry et al. 2018)
+may move it along any of those ways: what follows the gradients of a network trained so changes what a person sees
+(Santurkar et al. 2019).
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ class ToyClip(FolderMethod):
         max_length: longest caption in tokens.
         colour_jitter: largest change of brightness, contrast and channel balance in the colour term.
         init_from: a CLIP folder whose weights and tokenizer to start from; None starts from scratch.
-        terms: weights of the terms factors, contrast, direction, colour.
+        attack: longest attack, as the Euclidean length of a change of an image in [-1, 1]; a frown is about 8 long.
+        terms: weights of the terms factors, contrast, direction, colour, attack.
         weights: folder that the task `measure` reads and whose card it completes.
     """
 
@@ -62,6 +65,7 @@ class ToyClip(FolderMethod):
         dim: int = 128,
         max_length: int = 40,
         colour_jitter: float = 0.25,
+        attack: float = 3.0,
         init_from: str | None = None,
         terms: Mapping[str, float],
         weights: str = "editkit:toy-clip",
@@ -69,7 +73,8 @@ class ToyClip(FolderMethod):
         scheduler: Any = None,
     ):
         super().__init__(optimizer=optimizer, scheduler=scheduler)
-        self.terms, self.colour_jitter, self.max_length, self.weights = dict(terms), colour_jitter, max_length, weights
+        self.terms, self.colour_jitter, self.attack = dict(terms), colour_jitter, attack
+        self.max_length, self.weights = max_length, weights
         start = load_clip(init_from) if init_from else None
         self.tokenizer = start.tokenizer if start else train_tokenizer(corpus())
         eos = self.tokenizer.eos_token_id
@@ -99,27 +104,46 @@ class ToyClip(FolderMethod):
         images = torch.cat([batch["image"], batch["other"]])
         jittered = self._recoloured(batch["image"][::2])
         part_way = _part_way(batch["image"][1::2], batch["other"][1::2])
-        pooled, embeddings = self._see(augmented(torch.cat([images, jittered, part_way])))
         prompts, guided = self._guided_captions()
         words = self._read([caption.text for caption in captions])
         source, *targets = self._read(prompts)
-        count = len(batch["face"])
-        seen, others, recoloured, between = embeddings.split([count, count, len(jittered), len(part_way)])
-        moves = torch.cat([others - seen, between - seen[1::2]])
         ways = F.normalize(torch.stack(targets) - source, dim=1)
+        shown = augmented(torch.cat([images, jittered, part_way]))
+        attacked = self._attacked(shown[: len(images) : 2], ways.detach())
+        pooled, embeddings = self._see(torch.cat([shown, attacked]))
+        count = len(batch["face"])
+        seen, others, recoloured, between, fooled = embeddings.split([count, count, len(jittered), len(part_way), len(attacked)])
+        whole = torch.cat([seen, others])
+        moves = torch.cat([others - seen, between - seen[1::2]])
         edits = [guided.index(name) for name in batch["edit"]]
+        rows = [*range(2 * count), *range(-len(attacked), 0)]  # what a face was seen as, and what it was attacked to
+        faces = [*faces, *faces[::2]]
         with torch.autocast(images.device.type, enabled=False):
             losses = {
-                "factors": self._factor_loss(pooled[: 2 * count], faces),
-                "contrast": self._contrast(words, embeddings[: 2 * count], captions, faces),
+                "factors": self._factor_loss(pooled[rows], faces),
+                "contrast": self._contrast(words, embeddings[rows], captions, faces),
                 "direction": _direction_loss(F.normalize(moves, dim=1), ways, edits + edits[1::2]),
-                "colour": F.relu(F.normalize(recoloured - seen[::2], dim=1) @ ways.T).square().sum(1).mean(),
+                "colour": _drift(recoloured - seen[::2], ways),
+                "attack": _drift(fooled - whole[::2], ways),
             }
         return {name: self.terms[name] * value for name, value in losses.items()}
 
     def _see(self, images: Tensor) -> tuple[Tensor, Tensor]:
         pooled = self.clip.vision_model(images).pooler_output
         return pooled.float(), F.normalize(self.clip.visual_projection(pooled).float(), dim=1)
+
+    def _attacked(self, images: Tensor, ways: Tensor, steps: int = 2) -> Tensor:
+        """Return each image (B, 3, H, W) changed a little so that its embedding moves along one of the ways (E, D), at random."""
+        device = images.device
+        goal = ways[torch.randint(len(ways), (len(images),)).to(device)]
+        length = self.attack * torch.rand(len(images), 1, 1, 1, device=device)
+        change = _of_length(torch.randn_like(images), length / 4)
+        for _ in range(steps):
+            change.requires_grad_()
+            gain = (self._see(images + change)[1] * goal).sum()
+            (slope,) = torch.autograd.grad(gain, change)
+            change = change.detach() + _of_length(slope, length / steps)
+        return images + change
 
     def _read(self, texts: Sequence[str]) -> Tensor:
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
@@ -184,6 +208,16 @@ class ToyClip(FolderMethod):
 def _part_way(images: Tensor, others: Tensor) -> Tensor:
     """Return each image at least three tenths of the way to its other, pixel by pixel, (B, 3, H, W)."""
     return torch.lerp(images, others, 0.3 + 0.7 * torch.rand(len(images), 1, 1, 1, device=images.device))
+
+
+def _of_length(change: Tensor, length: Tensor) -> Tensor:
+    """Return changes of images (B, 3, H, W) scaled to a Euclidean length each, (B, 1, 1, 1)."""
+    return change * (length / change.flatten(1).norm(dim=1).clamp_min(1e-12)[:, None, None, None])
+
+
+def _drift(moves: Tensor, ways: Tensor) -> Tensor:
+    """Return how far moves (B, D) that mean nothing point along any of the ways (E, D)."""
+    return F.relu(F.normalize(moves, dim=1) @ ways.T).square().sum(1).mean()
 
 
 def _direction_loss(moves: Tensor, ways: Tensor, edits: Sequence[int]) -> Tensor:
