@@ -75,8 +75,8 @@ def test_the_commands_of_the_readme_can_be_typed(line):
         command = command.commands[words.pop(0)]
     typed = command.make_context(f"{name} {verb}", words).params
     overrides = [text for text in typed.get("overrides") or [] if "=" in text]
-    method = typed.get("method")
-    recipe.compose([*([f"recipe={method}"] if method else []), *overrides])
+    for method in typed.get("methods") or [typed.get("method")]:
+        recipe.compose([*([f"recipe={method}"] if method else []), *overrides])
 
 
 def test_the_make_targets_of_the_readme_exist():

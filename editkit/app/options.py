@@ -6,7 +6,7 @@ dataclasses, and so can any Python program. No torch here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +58,7 @@ class RecipeOptions:
             if values:
                 setattr(self, name, values[0])
                 self.overrides = [text for text in self.overrides if not text.startswith(f"{key}=")]
-        for name, about in ((name, f.metadata) for name, f in self.__dataclass_fields__.items()):
-            value, allowed = getattr(self, name), about.get("choices")
-            if allowed and value is not None and value not in allowed:
-                raise UsageError(f"--{name} is {', '.join(allowed)}, not {value!r}.{suggestion(str(value), allowed)}")
+        _check_choices(self)
 
     def recipe_overrides(self) -> list[str]:
         """Return everything that `editkit.recipe.compose` needs to know, as one list of overrides."""
@@ -205,25 +202,65 @@ class SampleOptions(RecipeOptions, DeviceOptions):
 
 
 @dataclass(kw_only=True)
-class EvaluateOptions(RecipeOptions, DeviceOptions):
-    """The inputs of `editkit evaluate`: edits with a known answer, scored beside baselines.
+class EvaluateOptions(DeviceOptions):
+    """The inputs of `editkit evaluate`: edits with a known answer by one or several methods, scored beside baselines.
 
     Attributes:
-        edits: targets to score, such as `smiling`; empty takes all that the method has weights for.
+        methods: names of recipes, or recipe files; a `recipe=` among the overrides takes the place of a single one.
+        overrides: as of `RecipeOptions`, for every method.
+        edits: targets to score, such as `smiling`; empty takes all that any of the methods has weights for.
         images: how many images of the split; None is all of them (256).
-        baselines: names of baselines to put beside the method; `none` for none, empty for the standard ones.
+        weights: as of `EditOptions`, for a single method.
+        baselines: names of baselines to put beside the methods; `none` for none, empty for the standard ones.
         output: folder for metrics.json, report.html and the pictures.
         update: a file such as README.md, to put the table between its lines <!-- results --> and <!-- /results -->.
+        jobs: edits at once, at least 1.
+
+    Raises:
+        UsageError: weights or keys of `method` for several methods, no jobs, an option has none of the values it can have.
     """
 
+    overrides: list[str] = option("What differs from the recipes, as key=value.", default=[], positional=True)
+    methods: list[str] = option(
+        "Name of a recipe, the same as recipe=NAME (repeatable).", default=[], group=RECIPE, name="--method"
+    )
+    backbone: str | None = option("Name of a backbone for every method, the same as backbone=NAME.", group=RECIPE)
+    conf: list[Path] = option("A folder of your own recipes and groups, laid out like conf/.", default=[], group=RECIPE)
+    dry_run: bool = option("Print the resolved recipes and stop.", default=False, group=RECIPE)
     edits: list[str] = option("Edit to score, such as smiling (repeatable).", default=[], name="--edit")
     split: str = option("validation for tuning, test for reporting.", default="test", choices=("validation", "test"))
     images: int | None = option("How many images of the split; all 256 if not given.", short="-n")
     steps: int | None = option("Sampling steps.")
-    weights: list[str] = option("A trained part to use, [NAME=]PATH[:STRENGTH] (repeatable).", default=[])
-    baselines: list[str] = option("Baseline to put beside the method (repeatable); none for none.", default=[], name="--baseline")
+    weights: list[str] = option("A trained part of a single method, [NAME=]PATH[:STRENGTH] (repeatable).", default=[])
+    baselines: list[str] = option("Baseline to put beside them (repeatable); none for none.", default=[], name="--baseline")
     output: Path | None = option("Folder for metrics.json, report.html and pictures.", short="-o")
     update: Path | None = option("File to put the table into, between <!-- results --> and <!-- /results -->.")
+    jobs: int = option("Edits at once, each in a process with its share of the cores; not on a GPU.", default=1, group=COMPUTING)
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        if self.jobs < 1:
+            raise UsageError(f"--jobs {self.jobs}: at least 1 edit is made at a time")
+        if len(self.methods) < 2:
+            return
+        if self.weights:
+            raise UsageError(f"--weights with several methods: whose is {self.weights[0]}? Evaluate them one by one")
+        for text in self.overrides:
+            if text.lstrip("+~").startswith("method."):
+                raise UsageError(
+                    f"{text} with several methods: each has keys of its own; evaluate them one by one, or give each a recipe "
+                    f"file (editkit cp NAME FILE.yaml)"
+                )
+
+    def recipes(self) -> list[RecipeOptions]:
+        """Return the options of each method's recipe, in the order typed.
+
+        Raises:
+            UsageError: the recipe or the backbone is named twice.
+        """
+        shared: dict[str, Any] = {"backbone": self.backbone, "conf": self.conf}
+        names: list[str | None] = [*self.methods] or [None]
+        return [RecipeOptions(method=name, overrides=[*self.overrides], **shared) for name in names]
 
 
 @dataclass(kw_only=True)
@@ -253,3 +290,11 @@ class CompareOptions(DeviceOptions):
     backbone: str | None = option("Name of a backbone for all of them.", group=RECIPE)
     conf: list[Path] = option("A folder of your own recipes and groups, laid out like conf/.", default=[], group=RECIPE)
     output: Path | None = option("Folder for the results.", short="-o")
+
+
+def _check_choices(options: Any) -> None:
+    """Raise a UsageError for an option that has none of the values it can have."""
+    for name, about in ((f.name, f.metadata) for f in fields(options)):
+        value, allowed = getattr(options, name), about.get("choices")
+        if allowed and value is not None and value not in allowed:
+            raise UsageError(f"--{name} is {', '.join(allowed)}, not {value!r}.{suggestion(str(value), allowed)}")

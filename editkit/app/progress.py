@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from multiprocessing import parent_process
 from pathlib import Path
 from types import TracebackType
 
@@ -16,7 +17,7 @@ SHOWN = 20
 
 
 class Progress:
-    """A bar on stderr (only on a terminal, only for more than one thing) and lines around it.
+    """A bar on stderr (only on a terminal, for more than one thing, in the process that was started first) and lines around it.
 
     Results go to stdout, one path a line, so that they can be piped; remarks go to stderr.
     """
@@ -25,7 +26,8 @@ class Progress:
         self.remarks = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
         self.results = Console(soft_wrap=True, highlight=False, markup=False)
         columns = (BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn())
-        self.bar = Bar(*columns, console=self.remarks, disable=total < 2 or not self.remarks.is_terminal, transient=True)
+        seen = total > 1 and self.remarks.is_terminal and parent_process() is None
+        self.bar = Bar(*columns, console=self.remarks, disable=not seen, transient=True)
         self.task = self.bar.add_task("", total=total)
 
     def __enter__(self) -> Progress:

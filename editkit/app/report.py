@@ -26,13 +26,17 @@ class Example:
 
     Attributes:
         title: which face it is.
-        images: pictures (3, H, W) in [-1, 1] by what they are; `before` and `after` share a slider.
-        figures: figures of the edited picture, by the names of `FIGURES`.
+        before: the source (3, H, W) in [-1, 1].
+        edited: what each method made of it; each shares a slider with the source.
+        others: further pictures by what they are, such as the truth.
+        figures: figures of each edited picture, by the names of `FIGURES`.
     """
 
     title: str
-    images: Mapping[str, Tensor]
-    figures: Mapping[str, float]
+    before: Tensor
+    edited: Mapping[str, Tensor]
+    others: Mapping[str, Tensor]
+    figures: Mapping[str, Mapping[str, float]]
 
 
 def report(results: Mapping[str, Any], examples: Mapping[str, Sequence[Example]]) -> str:
@@ -42,14 +46,14 @@ def report(results: Mapping[str, Any], examples: Mapping[str, Sequence[Example]]
         results: what metrics.json holds.
         examples: the gallery of each edit.
     """
-    names = _methods(results)
+    names = _entrants(results)
     return page(
         "report.html",
         results=results,
         examples=examples,
         headings=headings(),
         rows=list(rows(results)),
-        methods=names,
+        entrants=names,
         bars=bars(results, names),
         points=points(results, names),
         plot={"width": PLOT_WIDTH, "height": PLOT_HEIGHT, "left": LEFT, "bottom": PLOT_HEIGHT - BOTTOM, "top": TOP},
@@ -74,11 +78,11 @@ def data_uri(image: Tensor) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def bars(results: Mapping[str, Any], methods: Sequence[str]) -> dict[str, Any]:
-    """Return the score of every method for every edit as bars with whiskers, in pixels of the plot."""
+def bars(results: Mapping[str, Any], entrants: Sequence[str]) -> dict[str, Any]:
+    """Return the score of every entrant for every edit as bars with whiskers, in pixels of the plot."""
     edits = results["edits"]
     group = (PLOT_WIDTH - LEFT) / len(edits)
-    width = min(34.0, group * 0.8 / len(methods))
+    width = min(34.0, group * 0.8 / len(entrants))
     found = []
     for place, (edit, entry) in enumerate(edits.items()):
         x = LEFT + group * (place + 0.5) - width * len(entry["methods"]) / 2
@@ -87,7 +91,7 @@ def bars(results: Mapping[str, Any], methods: Sequence[str]) -> dict[str, Any]:
             top, whisker = _y(interval["mean"]), (_y(interval["high"]), _y(interval["low"]))
             about = f"{edit}, {name}: score {number('score', interval['mean'])}"
             shape = {"x": x, "y": top, "width": width - 2, "height": _y(0) - top, "whisker": whisker}
-            found.append({**shape, "colour": methods.index(name), "about": about})
+            found.append({**shape, "colour": entrants.index(name), "about": about})
             x += width
     ticks = [{"y": _y(k / 5), "text": f"{k / 5:.1f}"} for k in range(6)]
     return {
@@ -97,19 +101,19 @@ def bars(results: Mapping[str, Any], methods: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def points(results: Mapping[str, Any], methods: Sequence[str]) -> dict[str, Any]:
-    """Return success against preservation, one point a method and edit, in pixels of the plot; the method's own are labelled."""
+def points(results: Mapping[str, Any], entrants: Sequence[str]) -> dict[str, Any]:
+    """Return success against preservation, one point an entrant and edit, in pixels of the plot; those of methods have labels."""
     found = []
     for edit, entry in results["edits"].items():
         for name, method in entry["methods"].items():
             success, kept = (method["variants"]["raw"]["figures"][figure]["mean"] for figure in ("success", "preservation"))
             about = f"{edit}, {name}: success {number('success', success)}, preservation {number('preservation', kept)}"
-            found.append({"x": _x(success), "kept": kept, "colour": methods.index(name), "about": about, "edit": edit})
+            found.append({"x": _x(success), "kept": kept, "colour": entrants.index(name), "about": about, "edit": edit})
     floor = math.floor(10 * min([0.8, *(point["kept"] for point in found)])) / 10
     above = -math.inf
     for point in sorted(found, key=lambda point: -point["kept"]):
         point["y"], point["label_y"] = _y((point["kept"] - floor) / (1 - floor)), None
-        if point["colour"] == 0:
+        if point["colour"] < len(results["methods"]):
             above = point["label_y"] = max(point["y"] + 4, above + LINE)
     ticks = [{"y": _y(k / 4), "text": f"{floor + (1 - floor) * k / 4:.2f}"} for k in range(5)]
     return {"points": found, "ticks": ticks, "names": [{"x": _x(k / 5), "text": f"{k / 5:.1f}"} for k in range(6)]}
@@ -127,14 +131,12 @@ def _y(share: float) -> float:
     return PLOT_HEIGHT - BOTTOM - share * (PLOT_HEIGHT - BOTTOM - TOP)
 
 
-def _methods(results: Mapping[str, Any]) -> list[str]:
-    """Return all methods, the evaluated one first: their order decides their colours."""
-    found = {name: None for entry in results["edits"].values() for name in entry["methods"]}
-    return sorted(found, key=lambda name: name != results["method"])
+def _entrants(results: Mapping[str, Any]) -> list[str]:
+    """Return the methods and then all baselines: their order decides their colours."""
+    return list(dict.fromkeys([*results["methods"], *(name for entry in results["edits"].values() for name in entry["methods"])]))
 
 
 def _factors(results: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return for each edit the factors that are charged, in the oracle's order."""
-    return {
-        edit: list(entry["methods"][results["method"]]["variants"]["raw"]["kept"]) for edit, entry in results["edits"].items()
-    }
+    first = results["methods"][0]
+    return {edit: list(entry["methods"][first]["variants"]["raw"]["kept"]) for edit, entry in results["edits"].items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from editkit.app.options import RecipeOptions, TrainOptions
+from editkit.app.options import EvaluateOptions, RecipeOptions, TrainOptions
 from editkit.recipe import compose, frozen, recipe_file, thaw, validate
 
 
@@ -20,12 +20,16 @@ def describe(recipe: str, conf: Sequence[Path] = ()) -> str:
     return recipe_file(recipe, conf).read_text(encoding="utf-8")
 
 
-def resolved(options: RecipeOptions) -> str:
+def resolved(options: RecipeOptions | EvaluateOptions) -> str:
     """Return the configuration that a command would use, as YAML, after checking that all it names exists.
+
+    Several methods make several documents.
 
     Raises:
         RecipeError: anything that would stop the command before it starts.
     """
+    if isinstance(options, EvaluateOptions):
+        return "---\n".join(resolved(one) for one in options.recipes())
     if isinstance(options, TrainOptions) and options.source:
         cfg = thaw(options.source)
     else:

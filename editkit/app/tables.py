@@ -46,12 +46,12 @@ def headings() -> list[str]:
 
 
 def rows(results: Mapping[str, Any]) -> Iterator[tuple[list[str], bool]]:
-    """Yield the cells of each line and whether its method is above every baseline on the score."""
+    """Yield the cells of each line and whether its method is above every baseline on the score, methods before baselines."""
     for edit, found in results["edits"].items():
         for method, entry in found["methods"].items():
             cost = [amount(entry["seconds"]), amount(entry["calls"]), amount(entry["training_seconds"])]
-            above = method == results["method"] and all(other["score"]["above"] for other in found["differences"].values())
-            above = above and bool(found["differences"])
+            differences = found["differences"].get(method, {})
+            above = bool(differences) and all(other["score"]["above"] for other in differences.values())
             for variant, measured in entry["variants"].items():
                 name = method if variant == "raw" else f"{method} ({variant})"
                 figures = [number(figure, measured["figures"][figure]["mean"]) for figure in SHOWN]
@@ -60,7 +60,7 @@ def rows(results: Mapping[str, Any]) -> Iterator[tuple[list[str], bool]]:
 
 def terminal_table(results: Mapping[str, Any]) -> Table:
     """Return the main figures as a rich table of 80 columns; lines of a method that is above every baseline are bold."""
-    title = f"{results['method']} on {results['images']} {results['split']} faces"
+    title = f"{', '.join(results['methods'])} on {results['images']} {results['split']} faces"
     table = Table(title=title, caption=NOTE, caption_justify="left", box=SIMPLE_HEAD, collapse_padding=True, show_edge=False)
     table.add_column("edit")
     for heading in SHORT.values():

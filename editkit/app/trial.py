@@ -23,36 +23,44 @@ class Trial:
     """One edit, all that took part, and what the judges said of each variant of their pictures.
 
     Attributes:
-        method: the entrant that is evaluated; the others are its baselines.
+        methods: the entrants that are evaluated, in the order of the table; the others are their baselines.
         split: what the cases are from.
         training: seconds of training by entrant; None where nothing was trained or nobody wrote it down.
-        settings: what the method ran with.
+        settings: what each method ran with.
+        frechet: see `frechet`.
     """
 
-    method: str
+    methods: tuple[str, ...]
     split: str
     cases: Cases
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     scores: dict[str, dict[str, Scores]] = field(default_factory=dict)
     training: dict[str, float | None] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def mine(self) -> Scores:
-        """The scores of the method itself, as it returned its pictures."""
-        return self.scores[self.method]["raw"]
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    frechet: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
 
-def summary(trials: Sequence[Trial], judges: Judges, **common: Any) -> dict[str, Any]:
+def frechet(trial: Trial, judges: Judges) -> dict[tuple[str, str], float]:
+    """Return each variant's distance to the exact answers for other faces; ("", "") is that of these faces' own answers."""
+    cases = trial.cases
+    other = "test" if trial.split == "validation" else "validation"
+    real = make_cases(cases.edit, other, len(cases), size=cases.images.shape[-1]).truth
+    features = {(name, kind): found.features for name, kinds in trial.scores.items() for kind, found in kinds.items()}
+    device = next(judges.oracle.parameters()).device
+    features["", ""] = score(judges, cases, cases.truth.to(device)).features
+    return distances(judges, features, real.to(device))
+
+
+def summary(trials: Sequence[Trial], **common: Any) -> dict[str, Any]:
     """Return what metrics.json holds: plain values, None where a figure is undefined.
 
     Args:
-        trials: one an edit, of the same method and split.
-        common: what else is true of all of them (seed, device).
+        trials: one an edit, of the same methods and split.
+        common: what else is true of all of them (seed, device, jobs).
     """
     first = trials[0]
-    head = {"method": first.method, "split": first.split, "images": len(first.cases), **common}
-    return plain({**head, "edits": {trial.cases.edit.name: _entry(trial, judges) for trial in trials}})
+    head = {"methods": first.methods, "split": first.split, "images": len(first.cases), **common}
+    return plain({**head, "edits": {trial.cases.edit.name: _entry(trial) for trial in trials}})
 
 
 def plain(value: Any) -> Any:
@@ -64,13 +72,12 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _entry(trial: Trial, judges: Judges) -> dict[str, Any]:
+def _entry(trial: Trial) -> dict[str, Any]:
     cases = trial.cases
-    far = _frechet(trial, judges)
     methods = {}
     for name, kinds in trial.scores.items():
         outcome = trial.outcomes[name]
-        variants = {kind: _figures(found) | {"frechet": far[name, kind]} for kind, found in kinds.items()}
+        variants = {kind: _figures(found) | {"frechet": trial.frechet[name, kind]} for kind, found in kinds.items()}
         cost = {"seconds": outcome.seconds, "calls": outcome.calls, "training_seconds": trial.training[name]}
         methods[name] = {"variants": variants, **cost}
     return {
@@ -79,21 +86,10 @@ def _entry(trial: Trial, judges: Judges) -> dict[str, Any]:
         "redrawn": sum(cases.changed),
         "region": cases.region.mean().item(),
         "methods": methods,
-        "differences": {name: _differences(trial, name) for name in methods if name != trial.method},
-        "frechet_real": far["", ""],
+        "differences": {name: _differences(trial, name) for name in trial.methods},
+        "frechet_real": trial.frechet["", ""],
         "settings": trial.settings,
     }
-
-
-def _frechet(trial: Trial, judges: Judges) -> dict[tuple[str, str], float]:
-    """Return each variant's distance to the exact answers for other faces; ("", "") is that of these faces' own answers."""
-    cases = trial.cases
-    other = "test" if trial.split == "validation" else "validation"
-    real = make_cases(cases.edit, other, len(cases), size=cases.images.shape[-1]).truth
-    features = {(name, kind): found.features for name, kinds in trial.scores.items() for kind, found in kinds.items()}
-    device = next(judges.oracle.parameters()).device
-    features["", ""] = score(judges, cases, cases.truth.to(device)).features
-    return distances(judges, features, real.to(device))
 
 
 def _figures(found: Scores) -> dict[str, Any]:
@@ -108,7 +104,12 @@ def _mean(values: Tensor) -> dict[str, Any]:
     return {"mean": found.value, "count": found.count, "excluded": found.excluded}
 
 
-def _differences(trial: Trial, baseline: str) -> dict[str, Any]:
-    mine, theirs = trial.mine.figures, trial.scores[baseline]["raw"].figures
+def _differences(trial: Trial, method: str) -> dict[str, Any]:
+    """Return what a method has above each baseline, by the names of `COMPARED`."""
+    raw = {name: kinds["raw"].figures for name, kinds in trial.scores.items()}
+    return {other: _difference(raw[method], raw[other]) for other in raw if other not in trial.methods}
+
+
+def _difference(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, Any]:
     found = {name: paired_difference(mine[name], theirs[name]) for name in COMPARED}
     return {name: {**asdict(one), "above": one.above, "below": one.below} for name, one in found.items()}

@@ -50,13 +50,13 @@ def write(output: Path, results: Mapping[str, Any], trials: Sequence[Trial]) -> 
 def examples(trial: Trial) -> list[Example]:
     """Return the first faces of a trial for the gallery of the report."""
     rows = dict(_rows(trial))
+    source, scores = rows.pop("source"), {name: trial.scores[name]["raw"].figures for name in trial.methods}
     found = []
     for i in range(min(SHOWN, len(trial.cases))):
-        others = {name: row[i] for name, row in rows.items() if name not in ("source", trial.method)}
-        images = {"before": rows["source"][i], "after": rows[trial.method][i], **others}
-        found.append(
-            Example(trial.cases.keys[i], images, {name: values[i].item() for name, values in trial.mine.figures.items()})
-        )
+        edited = {name: rows[name][i] for name in trial.methods}
+        others = {name: row[i] for name, row in rows.items() if name not in trial.methods}
+        figures = {method: {name: values[i].item() for name, values in own.items()} for method, own in scores.items()}
+        found.append(Example(trial.cases.keys[i], source[i], edited, others, figures))
     return found
 
 
@@ -73,7 +73,7 @@ def _lines(trials: Sequence[Trial]) -> Iterator[list[Any]]:
 def _rows(trial: Trial) -> Iterator[tuple[str, Tensor]]:
     """Yield the rows of a sheet with their labels: the first faces, as they come."""
     yield "source", trial.cases.images[:SHOWN]
-    for name in dict.fromkeys(("reconstruction", trial.method)):
+    for name in dict.fromkeys(("reconstruction", *trial.methods)):
         if name in trial.outcomes:
             yield name, trial.outcomes[name].variants["raw"][:SHOWN]
     yield "truth", trial.cases.truth[:SHOWN]

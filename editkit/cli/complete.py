@@ -32,7 +32,8 @@ def complete_override(ctx: typer.Context, incomplete: str) -> list[str]:
         prefix = f"{words[-2]}="
         words = words[:-2]
     try:
-        found = overrides_like(prefix + incomplete, _rejoined(words), ctx.params.get("method"))
+        method = ctx.params.get("method") or next(iter(ctx.params.get("methods") or []), None)
+        found = overrides_like(prefix + incomplete, _rejoined(words), method)
     except Exception:  # a traceback in the middle of the prompt helps nobody
         return []
     return [text.removeprefix(prefix) for text in found]

@@ -15,9 +15,11 @@ def register(app: typer.Typer) -> None:
 
 @takes(EvaluateOptions)
 def command(options: EvaluateOptions) -> int | None:
-    """Score a method on images with a known answer, beside baselines.
+    """Score methods on images with a known answer, beside baselines.
 
-    editkit evaluate --method asyrp --edit smiling -o report"""
+    editkit evaluate --method asyrp --edit smiling -o report
+
+    editkit evaluate --method asyrp --method clip-guided --edit smiling --edit old --jobs 2"""
     from editkit.app.evaluate import evaluate
 
     return evaluate(options)

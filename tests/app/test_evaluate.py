@@ -3,6 +3,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +14,7 @@ from PIL import Image
 
 from editkit.app import contest
 from editkit.app import evaluate as command
+from editkit.app.artefacts import Weights
 from editkit.app.cases import make_cases, rendered, source_of
 from editkit.app.judges import FIGURES, score
 from editkit.app.loaded import Loaded
@@ -87,12 +91,12 @@ def test_an_input_that_toy_faces_lack_is_named():
 
 
 def test_the_truth_has_full_marks_and_what_is_undefined_is_counted():
-    held, seeing = trials.trial(wrong=0)
-    found = held.mine.figures
+    held, _ = trials.trial(wrong=0)
+    found = held.scores["told"]["raw"].figures
     assert all((found[name] == 1).all() for name in ("success", "preservation", "score"))
     assert all((found[name] == PSNR_CAP).all() for name in ("psnr", "psnr_inside", "psnr_outside"))
     assert found["ssim"].tolist() == pytest.approx([1.0] * 6) and (found["perceptual"] == 0).all()
-    untouched = summary([held], seeing)["edits"]["smiling"]["methods"]["no-edit"]["variants"]["raw"]["figures"]
+    untouched = summary([held])["edits"]["smiling"]["methods"]["no-edit"]["variants"]["raw"]["figures"]
     assert untouched["clip_direction"] == {"mean": None, "count": 0, "excluded": 6}
     assert untouched["success"]["mean"] == 0 and untouched["preservation"]["mean"] == 1
     assert untouched["psnr_outside"]["mean"] == PSNR_CAP and untouched["psnr_inside"]["mean"] < 30
@@ -107,7 +111,7 @@ def test_an_edit_that_changes_something_else_is_charged_for_it():
     assert (found.figures["success"] == 1).all() and (found.kept["shirt"] == 0).all()
     assert (found.figures["preservation"] < 1).all() and (found.kept["skin"] == 1).all()
     assert "expression" not in found.kept
-    assert (found.figures["psnr_outside"] < held.mine.figures["psnr_outside"]).all()
+    assert (found.figures["psnr_outside"] < held.scores["told"]["raw"].figures["psnr_outside"]).all()
 
 
 def test_batches_cover_all_cases_in_order_and_calls_are_the_methods_own():
@@ -149,16 +153,16 @@ def test_values_that_are_not_finite_stop_the_evaluation():
 
 
 def test_the_bootstrap_decides_what_is_above():
-    held, seeing = trials.trial(wrong=1)
-    difference = summary([held], seeing)["edits"]["smiling"]["differences"]["no-edit"]
+    held, _ = trials.trial(wrong=1)
+    difference = summary([held])["edits"]["smiling"]["differences"]["told"]["no-edit"]
     assert difference["score"]["above"] and difference["score"]["mean"] == pytest.approx(5 / 6)
-    none, seeing = trials.trial(wrong=6)
-    assert not summary([none], seeing)["edits"]["smiling"]["differences"]["no-edit"]["score"]["above"]
+    none, _ = trials.trial(wrong=6)
+    assert not summary([none])["edits"]["smiling"]["differences"]["told"]["no-edit"]["score"]["above"]
 
 
 def test_the_frechet_distance_is_to_other_faces():
-    held, seeing = trials.trial(wrong=0)
-    entry = summary([held], seeing)["edits"]["smiling"]
+    held, _ = trials.trial(wrong=0)
+    entry = summary([held])["edits"]["smiling"]
     far = {name: method["variants"]["raw"]["frechet"] for name, method in entry["methods"].items()}
     assert far["told"] == pytest.approx(entry["frechet_real"]) and entry["frechet_real"] > 0
 
@@ -186,7 +190,7 @@ def stand_ins(monkeypatch):
 
 def options(folder, **changes):
     return EvaluateOptions(
-        **{"method": "told", "edits": ["smiling", "old"], "split": "validation", "images": 6, "output": folder} | changes
+        **{"methods": ["told"], "edits": ["smiling", "old"], "split": "validation", "images": 6, "output": folder} | changes
     )
 
 
@@ -226,21 +230,187 @@ def test_a_real_recipe_runs_beside_its_baselines_on_its_own_backbone(monkeypatch
     monkeypatch.setattr(command, "load_judges", lambda device: seeing)
     backbone, clip = write_pixel(tmp_path / "ddpm"), write_clip(tmp_path / "clip")
     overrides = [f"backbone.path={backbone}", f"method.clip.path={clip}", "method.steps=4", "engine.batch_size=2"]
-    asked = {"method": "clip-guided", "overrides": overrides, "edits": ["old"], "images": 3, "output": tmp_path / "out"}
+    asked = {"methods": ["clip-guided"], "overrides": overrides, "edits": ["old"], "images": 3, "output": tmp_path / "out"}
     assert command.evaluate(EvaluateOptions(**asked, split="validation", baselines=["no-edit", "reconstruction", "sdedit"])) == 0
     entry = json.loads((tmp_path / "out" / "metrics.json").read_text())["edits"]["old"]
     calls = {name: found["calls"] for name, found in entry["methods"].items()}
     assert calls == {"clip-guided": 7, "no-edit": 0, "reconstruction": 79, "sdedit": 20}
     assert entry["methods"]["reconstruction"]["seconds"] > 0
-    assert entry["settings"]["backbone"] == str(backbone)
+    assert entry["settings"]["clip-guided"]["backbone"] == str(backbone)
+
+
+# Several methods
+
+
+def test_several_methods_share_one_table_methods_first(stand_ins, tmp_path, capsys):
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- results -->\n<!-- /results -->\n")
+    assert command.evaluate(options(tmp_path / "out", methods=["second", "told"], update=readme)) == 0
+    results = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert results["methods"] == ["second", "told"]
+    expected = ["second", "told", "no-edit", "reconstruction", "clip-guided"]
+    for entry in results["edits"].values():
+        assert list(entry["methods"]) == expected
+        assert {name: list(found) for name, found in entry["differences"].items()} == dict.fromkeys(expected[:2], expected[2:])
+        assert entry["differences"]["told"]["no-edit"]["score"]["above"]
+        assert not entry["differences"]["second"]["no-edit"]["score"]["above"]
+        assert list(entry["settings"]) == ["second", "told"]
+    lines = [line.split(" | ")[:2] for line in readme.read_text().splitlines() if line.startswith(("| smiling", "| old"))]
+    names = ["second", "**told**", *expected[2:]]
+    assert lines == [[f"| {edit}", name] for edit in ("smiling", "old") for name in names]
+    assert "second, told on 6 validation faces" in capsys.readouterr().out
+
+
+def test_a_sheet_has_a_row_for_each_method(stand_ins, tmp_path):
+    for methods in (["told"], ["told", "second"]):
+        command.evaluate(options(tmp_path, methods=methods, edits=["smiling"]))
+        rows = len(methods) + 3
+        assert Image.open(tmp_path / "sheet-smiling.png").height == rows * (96 + 4) + 4, "source, reconstruction and truth too"
+
+
+def test_a_method_that_is_evaluated_is_no_baseline(stand_ins, tmp_path):
+    command.evaluate(options(tmp_path, methods=["told", "reconstruction"], edits=["smiling"]))
+    entry = json.loads((tmp_path / "metrics.json").read_text())["edits"]["smiling"]
+    assert list(entry["methods"]) == ["told", "reconstruction", "no-edit", "clip-guided"]
+    loaded = {name: Loaded(name, Editor(), (64, 64)) for name in ("told", "reconstruction", "sdedit")}
+    assert command.baselines(EvaluateOptions(), loaded, EDITS["smiling"]) == ["no-edit", "clip-guided"]
+    asked = EvaluateOptions(baselines=["sdedit", "no-edit", "reconstruction", "no-edit"])
+    assert command.baselines(asked, loaded, EDITS["smiling"]) == ["no-edit"]
+
+
+def test_the_edits_are_those_that_any_of_the_methods_would_choose(monkeypatch):
+    known = {"one": ["a face with glasses", "a bald face"], "two": ["an angry face", "a face with glasses"], "none": []}
+    parts = {folder: [Weights(Path("x"), {"target": text}) for text in texts] for folder, texts in known.items()}
+    monkeypatch.setattr(command, "bundled", parts.get)
+
+    def chosen(*folders, edits=()):
+        return [edit.name for edit in command.chosen_edits(EvaluateOptions(edits=list(edits)), folders)]
+
+    assert chosen("one") == ["with glasses", "bald"]
+    assert chosen("one", "two") == ["angry", "with glasses", "bald"] == chosen("two", "one")
+    assert chosen("two", "none") == list(STANDARD)
+    assert chosen("one", edits=["old", "an old face", "smiling"]) == ["old", "smiling"]
+
+
+def test_weights_that_are_missing_stop_it_before_any_edit(stand_ins, monkeypatch, tmp_path):
+    load, started = command.load_editor, []
+
+    def lacking(cfg, name, *, prompt, **where):
+        if (name, prompt) == ("second", "an old face"):
+            raise UsageError("there are no weights for the prompt 'an old face'")
+        return load(cfg, name, prompt=prompt, **where)
+
+    monkeypatch.setattr(command, "load_editor", lacking)
+    monkeypatch.setattr(contest, "run", lambda *inputs, **knobs: started.append(inputs))
+    with pytest.raises(UsageError, match="second for the edit 'old': there are no weights for the prompt"):
+        command.evaluate(options(tmp_path, methods=["told", "second"]))
+    assert not started and not list(tmp_path.iterdir())
+
+
+def test_methods_of_one_name_or_of_different_sizes_are_refused(stand_ins, monkeypatch, tmp_path):
+    with pytest.raises(UsageError, match="two methods of one name, told paper/told"):
+        command.evaluate(options(tmp_path, methods=["told", "paper/told"]))
+    load = command.load_editor
+    monkeypatch.setattr(
+        command, "load_editor", lambda cfg, name, **where: replace(load(cfg, name, **where), size=(8 * len(name), 32))
+    )
+    with pytest.raises(UsageError, match=r"different sizes \(told 32 x 32, second 48 x 32\)"):
+        command.evaluate(options(tmp_path, methods=["told", "second"]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"weights": ["a.safetensors"]}, "--weights with several methods: whose is a.safetensors"),
+        ({"overrides": ["engine.batch_size=2", "method.steps=3"]}, "method.steps=3 with several methods"),
+        ({"overrides": ["++method.steps=3"]}, "method.steps=3 with several methods"),
+    ],
+)
+def test_what_can_be_of_one_method_only(changes, expected):
+    assert EvaluateOptions(methods=["told"], **changes)
+    with pytest.raises(UsageError, match=expected.replace("+", r"\+")):
+        EvaluateOptions(methods=["told", "second"], **changes)
+
+
+def test_overrides_are_for_every_method():
+    asked = EvaluateOptions(methods=["a", "b"], overrides=["backbone=x", "engine.batch_size=2"])
+    assert [one.recipe_overrides() for one in asked.recipes()] == [
+        [f"recipe={name}", "backbone=x", "engine.batch_size=2"] for name in ("a", "b")
+    ]
+    assert [one.method for one in EvaluateOptions(overrides=["recipe=a"]).recipes()] == ["a"]
+
+
+# Several processes
+
+
+def test_processes_share_the_edits_out_and_the_order_stays(stand_ins, monkeypatch, tmp_path):
+    seen = []
+
+    def here(work, shares, tick):
+        seen.extend(shares)
+        found = []
+        for share in shares:
+            found.append(list(work(*share)))
+            for _ in found[-1]:
+                tick()
+        return found
+
+    monkeypatch.setattr(command, "spread", here)
+    command.evaluate(options(tmp_path, edits=["smiling", "old", "angry"], jobs=2, baselines=["none"]))
+    results = json.loads((tmp_path / "metrics.json").read_text())
+    assert list(results["edits"]) == ["smiling", "old", "angry"] and results["jobs"] == 2
+    assert [[edit.name for edit in edits] for edits, _ in seen] == [["smiling", "angry"], ["old"]]
+    assert len({folder for _, folder in seen}) == 2, "inversions of their own"
+    assert not any(Path(folder).parent.exists() for _, folder in seen), "and they are gone at the end"
+
+
+def test_there_are_no_more_processes_than_edits(stand_ins, monkeypatch, tmp_path):
+    monkeypatch.setattr(command, "spread", None)
+    command.evaluate(options(tmp_path, edits=["smiling"], jobs=5, baselines=["none"]))
+    assert json.loads((tmp_path / "metrics.json").read_text())["jobs"] == 1
+    with pytest.raises(UsageError, match="--jobs 0"):
+        options(tmp_path, jobs=0)
+
+
+def test_several_edits_at_once_are_not_for_a_gpu(stand_ins, monkeypatch, tmp_path):
+    monkeypatch.setattr(command, "device_of", lambda name: torch.device("cuda"))
+    with pytest.raises(UsageError, match="--jobs 2 on cuda: a GPU makes one edit at a time"):
+        command.evaluate(options(tmp_path, jobs=2))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_process_that_cannot_go_on_leaves_nothing(stand_ins, monkeypatch, tmp_path):
+    def fails(work, shares, tick):
+        tick()
+        raise UserError("try --dtype fp32")
+
+    monkeypatch.setattr(command, "spread", fails)
+    with pytest.raises(UserError, match="fp32"):
+        command.evaluate(options(tmp_path, jobs=2))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_real_methods_give_the_same_in_one_process_and_in_two(tmp_path):
+    overrides = [f"backbone.path={write_pixel(tmp_path / 'ddpm')}", "engine.batch_size=2"]
+    asked = {"methods": ["clip-guided", "reconstruction"], "overrides": overrides, "edits": ["old", "smiling"], "images": 3}
+    found = []
+    for jobs in (1, 2):
+        folder = tmp_path / str(jobs)
+        knobs = {"steps": 3, "device": "cpu", "split": "validation", "baselines": ["no-edit"]}
+        command.evaluate(EvaluateOptions(**asked, **knobs, output=folder, jobs=jobs))
+        found.append(re.sub(r'"(seconds|jobs)": [\d.e-]+', "", (folder / "metrics.json").read_text()))
+    assert found[0] == found[1] and '"clip-guided"' in found[0]
+    assert (tmp_path / "1" / "images.csv").read_bytes() == (tmp_path / "2" / "images.csv").read_bytes()
+    assert (tmp_path / "1" / "sheet-old.png").read_bytes() == (tmp_path / "2" / "sheet-old.png").read_bytes()
 
 
 # Tables
 
 
 def test_the_markdown_table_has_the_figures_of_the_results():
-    held, seeing = trials.trial()
-    results = summary([held], seeing, seed=0, device="cpu")
+    held, _ = trials.trial()
+    results = summary([held], seed=0, device="cpu")
     table = markdown_table(results).splitlines()
     assert len({line.count("|") for line in table[:4]}) == 1
     assert "| 0.83 |" in table[2] and table[2].endswith("| 79 | 12 |")

@@ -49,10 +49,18 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def made():
     oracle = trials.Remembering()
-    held = [trials.trial(edit, oracle=oracle) for edit in ("smiling", "with glasses")]
-    seeing = held[0][1]
-    results = summary([one for one, _ in held], seeing, seed=3, device="cpu")
-    text = report(results, {one.cases.edit.name: examples(one) for one, _ in held})
+    held = [trials.trial(edit, oracle=oracle)[0] for edit in ("smiling", "with glasses")]
+    results = summary(held, seed=3, device="cpu")
+    text = report(results, {one.cases.edit.name: examples(one) for one in held})
+    return results, text, Page(text)
+
+
+@pytest.fixture(scope="module")
+def several():
+    """The report of three methods, the last of which never succeeds."""
+    held, _ = trials.trial(rivals={"second": 3, "third": 6})
+    results = summary([held], seed=3, device="cpu")
+    text = report(results, {"smiling": examples(held)})
     return results, text, Page(text)
 
 
@@ -105,8 +113,45 @@ def test_both_colour_schemes_are_styled(made):
 
 
 def test_texts_are_escaped():
-    held, seeing = trials.trial()
-    held.settings = {"note": "<script>alert(1)</script>"}
-    results = summary([held], seeing, seed=0, device="<b>cpu</b>")
+    held, _ = trials.trial()
+    held.settings = {"told": {"note": "<script>alert(1)</script>"}}
+    results = summary([held], seed=0, device="<b>cpu</b>")
     text = report(results, {"smiling": examples(held)})
     assert "<script>alert" not in text and "<b>cpu" not in text
+
+
+def test_several_methods_have_a_slider_each_under_every_face(several):
+    _, text, page = several
+    methods = ["told", "second", "third"]
+    sliders = [attributes["aria-label"] for tag, attributes in page.tags if tag == "input"]
+    assert [label.split()[1] for label in sliders] == methods * 6, "from told to before, ..."
+    pictures = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
+    assert pictures == ["before", "told", "before", "second", "before", "third", "truth"] * 6
+    said = re.findall(r'<p class="said">(\w+): <span class="(good|bad)">', text)
+    wrong = {"told": 1, "second": 3, "third": 6}
+    assert said == [(name, "bad" if i < wrong[name] else "good") for i in range(6) for name in methods]
+
+
+def test_several_methods_are_each_held_against_the_baselines(several):
+    results, _, page = several
+    for method, score in (("told", 5 / 6), ("second", 1 / 2), ("third", 0)):
+        (table,) = [table for table in page.tables if table[0][0] == f"{method} minus"]
+        assert [line[0] for line in table[1:]] == ["no-edit"]
+        assert table[1][1].startswith(f"{score:.3f} [") and results["edits"]["smiling"]["differences"][method]
+
+
+def test_no_two_of_many_share_a_colour(several):
+    _, text, _ = several
+    legend = re.findall(r"--own: var\((--c\d)\)\">([\w-]+)<", text)[:4]
+    assert [name for _, name in legend] == ["told", "second", "third", "no-edit"]
+    assert len({colour for colour, _ in legend}) == 4
+
+
+def test_the_points_of_methods_are_labelled_and_those_of_baselines_are_not(several):
+    assert several[1].count('text-anchor="end">smiling</text>') == 3
+
+
+def test_every_colour_of_the_plots_is_defined_in_both_schemes(several):
+    _, text, _ = several
+    for place in range(8):
+        assert text.count(f"--c{place}: #") == 2

@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 from editkit.app import contest
 from editkit.app.cases import make_cases, rendered
 from editkit.app.judges import Judges, score
-from editkit.app.trial import Trial
+from editkit.app.trial import Trial, frechet
 from editkit.data.toyworld import faces
 from editkit.data.toyworld.world import find_edit
 from editkit.metrics.oracle import Oracle
@@ -66,15 +66,21 @@ class Told(Editor):
         return EditResult(torch.stack(images), masks=masks, scores={"network_calls": [79.0] * len(requests)})
 
 
-def trial(edit="smiling", count=6, *, wrong=1, oracle=None):
-    """Return a trial of `told`, which fails on the first `wrong` faces, beside no edit; and its judges."""
+def trial(edit="smiling", count=6, *, wrong=1, rivals=None, oracle=None):
+    """Return a trial of `told`, which fails on the first `wrong` faces, beside no edit; and its judges.
+
+    `rivals` are further methods, each with the number of faces that it fails on.
+    """
     cases = make_cases(find_edit(edit), "validation", count)
     seeing = judges(oracle)
     seeing.oracle.show([*cases.sources, *cases.answers])
-    held = Trial("told", "validation", cases, settings=CARD)
-    held.outcomes["told"] = contest.run(Told(cases, wrong=cases.keys[:wrong]), cases, batch_size=4)
+    methods = {"told": wrong} | (rivals or {})
+    held = Trial(tuple(methods), "validation", cases, settings=dict.fromkeys(methods, CARD))
+    for name, failures in methods.items():
+        held.outcomes[name] = contest.run(Told(cases, wrong=cases.keys[:failures]), cases, batch_size=4)
     held.outcomes["no-edit"] = contest.no_edit(cases)
     for name, outcome in held.outcomes.items():
         held.training[name] = 12.5 if name == "told" else None
         held.scores[name] = {kind: score(seeing, cases, images) for kind, images in outcome.variants.items()}
+    held.frechet = frechet(held, seeing)
     return held, seeing

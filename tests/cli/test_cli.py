@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from editkit.app import edit as app_edit
-from editkit.app.options import EditOptions
+from editkit.app import evaluate as app_evaluate
+from editkit.app.options import EditOptions, EvaluateOptions
 from editkit.cli import run
 from editkit.cli.complete import complete_override, overrides_like
 from editkit.errors import UsageError, UserError
@@ -62,6 +64,13 @@ def refused(capsys, *arguments: str) -> tuple[int, str]:
         (["train", "--dry-run", "data=folder", "data.root=2024"], "data.root must be text, not 2024"),
         (["train", "--from", "runs/a", "seed=3", "--prompt", "a man"], "leave out overrides, prompt"),
         (["train", "--from", "no-run-here", "--dry-run"], "no-run-here is not a run directory"),
+        (["evaluate"], "evaluate needs --method NAME"),
+        (["evaluate", "--method", "a", "recipe=b"], "--method a and recipe=b: give one of them"),
+        (["evaluate", "--method", "a", "--split", "tset"], "Did you mean 'test'"),
+        (["evaluate", "--method", "a", "--jobs", "0"], "--jobs 0: at least 1"),
+        (["evaluate", "--method", "a", "--method", "b", "--weights", "w"], "--weights with several methods: whose is w?"),
+        (["evaluate", "--method", "a", "--method", "b", "method.x=1"], "method.x=1 with several methods"),
+        (["train", "--method", "a", "--method", "b", "--dry-run"], "no recipe 'b'"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(capsys, arguments, expected):
@@ -126,6 +135,19 @@ def test_method_is_an_alias_of_recipe(own, capsys):
     assert "prompt: a man, old\n" in printed[0] and "steps: 3\n" in printed[0]
 
 
+def test_evaluate_takes_several_methods(monkeypatch):
+    seen: list[EvaluateOptions] = []
+    monkeypatch.setattr(app_evaluate, "evaluate", lambda options: seen.append(options) or 0)
+    run(["evaluate", "--method", "asyrp", "--method", "b.yaml", "--edit", "smiling", "--edit", "old", "--jobs", "2", "seed=3"])
+    assert seen == [EvaluateOptions(methods=["asyrp", "b.yaml"], edits=["smiling", "old"], jobs=2, overrides=["seed=3"])]
+
+
+def test_a_dry_run_of_several_methods_shows_each_recipe(capsys):
+    assert run(["evaluate", "--method", "clip-guided", "--method", "reconstruction", "--dry-run", "engine.batch_size=3"]) == 0
+    documents = list(yaml.safe_load_all(capsys.readouterr().out))
+    assert [(one["recipe"], one["engine"]["batch_size"]) for one in documents] == [("clip-guided", 3), ("reconstruction", 3)]
+
+
 def test_a_dry_run_leaves_nothing_behind(own, capsys):
     before = sorted(own.rglob("*"))
     assert run(["train", "recipe=tiny", "--conf", "conf", "--dry-run"]) == 0
@@ -155,8 +177,8 @@ def test_the_list_of_options_is_frozen():
 class Typed:
     """What completion knows of the words before the cursor."""
 
-    def __init__(self, *words: str, method: str | None = None) -> None:
-        self.params = {"overrides": list(words), "method": method}
+    def __init__(self, *words: str, method: str | None = None, **more: list[str] | None) -> None:
+        self.params = {"overrides": list(words), "method": method, **more}
 
 
 @pytest.mark.parametrize(
@@ -179,6 +201,12 @@ def test_completion(words, incomplete, expected):
 
 def test_completion_right_after_the_equals_sign():
     assert "cpu" in complete_override(Typed("trainer"), "=")
+
+
+def test_completion_knows_the_method_of_every_verb():
+    for typed in (Typed(method="clip-guided"), Typed(methods=["clip-guided", "asyrp"])):
+        assert complete_override(typed, "method.sca") == ["method.scale="]
+    assert complete_override(Typed(methods=None), "method.sca") == []
 
 
 def test_completion_offers_the_keys_of_the_recipe():
