@@ -159,6 +159,21 @@ def _in_folder(folder: Path, prompt: str | None) -> list[Path]:
     return [found.path for found in _of_prompt([Weights(file, read_card(file)) for file in files], prompt, f"in {home}")]
 
 
+def by_method(weights: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
+    """Return the weights of each of several methods, given as METHOD=PATH[:STRENGTH].
+
+    Raises:
+        UsageError: a text without a method, or with one that is not among the names.
+    """
+    found: dict[str, list[str]] = {name: [] for name in names}
+    for text in weights:
+        name, equals, path = text.partition("=")
+        if not equals or name not in found:
+            raise UsageError(f"--weights {text}: write METHOD=PATH, with one of {', '.join(names)}")
+        found[name].append(path)
+    return found
+
+
 def _of_prompt(weights: Sequence[Weights], prompt: str, otherwise: str) -> list[Weights]:
     """Return the weights that serve a prompt: its own, and those that serve any."""
     chosen = [found for found in weights if not found.target or found.answers(prompt)]

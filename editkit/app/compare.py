@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from editkit.app.artefacts import by_method
 from editkit.app.device import device_of
 from editkit.app.editing import Edited, edit_batch
 from editkit.app.grid import save_grid
@@ -82,10 +83,11 @@ def compare(options: CompareOptions) -> int:
     check_numbers(strength=[] if options.strength is None else [options.strength], steps=options.steps, samples=1)
     output = options.output or Path("runs") / f"compare-{'-'.join(names)}"
     check_writable(output)
+    weights = by_method(options.weights, list(names))
     entries: dict[str, Entry] = {}
     keys: list[str] = []
     for name, method in names.items():
-        jobs, loaded, toy = _prepared(options, name, method)
+        jobs, loaded, toy = _prepared(options, name, method, weights[name])
         keys = [job.key for job in jobs]
         entries[name] = _run(options, loaded, jobs, toy)
         for job, owner, one in zip(jobs, entries[name].subjects, entries[name].edited, strict=True):
@@ -128,15 +130,11 @@ def _names(options: CompareOptions) -> dict[str, str]:
     names = {short_name(method): method for method in options.methods}
     if len(names) < len(options.methods):
         raise UsageError(f"compare got a method twice: {' '.join(options.methods)}")
-    for text in options.weights:
-        if text.partition("=")[0] not in names or "=" not in text:
-            raise UsageError(f"--weights {text}: write METHOD=PATH, with one of {', '.join(names)}")
     return names
 
 
-def _prepared(options: CompareOptions, name: str, method: str) -> tuple[list[Job], Loaded, bool]:
+def _prepared(options: CompareOptions, name: str, method: str, weights: Sequence[str]) -> tuple[list[Job], Loaded, bool]:
     """Return one method's jobs, its editor, and whether it stands on a bundled backbone."""
-    weights = [text.partition("=")[2] for text in options.weights if text.partition("=")[0] == name]
     shared = {key: getattr(options, key) for key in ("image", "mask", "reference", "prompt", "source_prompt", "instruction")}
     own = EditOptions(method=method, backbone=options.backbone, conf=options.conf, landmarks=options.landmarks, **shared)
     cfg = compose_for(own, "compare")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from editkit.app import contest
-from editkit.app.artefacts import bundled, choose
+from editkit.app.artefacts import bundled, by_method, choose
 from editkit.app.cases import make_cases
 from editkit.app.device import device_of
 from editkit.app.judges import Judges, load_judges, score
@@ -49,7 +49,8 @@ def evaluate(options: EvaluateOptions) -> int:
     if options.images is not None and options.images < 2:
         raise UsageError(f"--images {options.images}: at least 2 images are needed")
     check_baselines(options)
-    edits = chosen_edits(options, [assets_folder(str(cfg.method.get("_target_", ""))) for cfg in recipes.values()])
+    folders = {name: assets_folder(str(cfg.method.get("_target_", ""))) for name, cfg in recipes.items()}
+    edits = chosen_edits(options, folders)
     jobs = count_jobs(options, edits)
     output = options.output or Path("runs") / f"evaluate-{'-'.join(recipes)}-{options.split}"
     check_writable(output)
@@ -135,18 +136,25 @@ def hold(
     trial.frechet = frechet(trial, judges)
 
 
-def chosen_edits(options: EvaluateOptions, folders: Sequence[str]) -> list[Edit]:
+def weights_of(options: EvaluateOptions, names: Sequence[str]) -> dict[str, list[str]]:
+    """Return the weights that the user gave each method: all of them to a single one, METHOD=PATH to several."""
+    (first, *others) = names
+    return by_method(options.weights, names) if others else {first: options.weights}
+
+
+def chosen_edits(options: EvaluateOptions, folders: Mapping[str, str]) -> list[Edit]:
     """Return the edits that the user named, or else all that one of the methods would choose, the standard ones first.
 
     Args:
-        folders: of the methods' bundled artefacts.
+        folders: of each method's bundled artefacts, by its name.
 
     Raises:
         UsageError: no such edit; UserError: --weights for a text that is no edit of the toy faces.
     """
     if options.edits:
         return list({edit.name: edit for edit in map(find_edit, options.edits)}.values())
-    found = {edit.name: edit for folder in folders for edit in _edits_of(folder, options.weights)}
+    weights = weights_of(options, list(folders))
+    found = {edit.name: edit for name, folder in folders.items() for edit in _edits_of(folder, weights[name])}
     return [found[name] for name in dict.fromkeys([*STANDARD, *EDITS]) if name in found]
 
 
@@ -178,9 +186,9 @@ def load_methods(options: EvaluateOptions, recipes: Mapping[str, DictConfig], ed
     Raises:
         UserError: no weights for it, named with the method and the edit; methods for pictures of different sizes.
     """
-    loaded = {}
+    loaded, weights = {}, weights_of(options, list(recipes))
     for name, cfg in recipes.items():
-        chosen = {"weights": options.weights, "device": options.device, "dtype": options.dtype}
+        chosen = {"weights": weights[name], "device": options.device, "dtype": options.dtype}
         try:
             loaded[name] = load_editor(cfg, name, prompt=edit.prompt, **chosen)
         except UserError as error:

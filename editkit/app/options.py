@@ -210,14 +210,14 @@ class EvaluateOptions(DeviceOptions):
         overrides: as of `RecipeOptions`, for every method.
         edits: targets to score, such as `smiling`; empty takes all that any of the methods has weights for.
         images: how many images of the split; None is all of them (256).
-        weights: as of `EditOptions`, for a single method.
+        weights: as of `EditOptions` for a single method, METHOD=PATH[:STRENGTH] for several.
         baselines: names of baselines to put beside the methods; `none` for none, empty for the standard ones.
         output: folder for metrics.json, report.html and the pictures.
         update: a file such as README.md, to put the table between its lines <!-- results --> and <!-- /results -->.
         jobs: edits at once, at least 1.
 
     Raises:
-        UsageError: weights or keys of `method` for several methods, no jobs, an option has none of the values it can have.
+        UsageError: keys of `method` for several methods, no jobs, an option has none of the values it can have.
     """
 
     overrides: list[str] = option("What differs from the recipes, as key=value.", default=[], positional=True)
@@ -231,7 +231,7 @@ class EvaluateOptions(DeviceOptions):
     split: str = option("validation for tuning, test for reporting.", default="test", choices=("validation", "test"))
     images: int | None = option("How many images of the split; all 256 if not given.", short="-n")
     steps: int | None = option("Sampling steps.")
-    weights: list[str] = option("A trained part of a single method, [NAME=]PATH[:STRENGTH] (repeatable).", default=[])
+    weights: list[str] = option("A trained part, [NAME=]PATH[:STRENGTH]; METHOD=PATH for several methods.", default=[])
     baselines: list[str] = option("Baseline to put beside them (repeatable); none for none.", default=[], name="--baseline")
     output: Path | None = option("Folder for metrics.json, report.html and pictures.", short="-o")
     update: Path | None = option("File to put the table into, between <!-- results --> and <!-- /results -->.")
@@ -243,8 +243,6 @@ class EvaluateOptions(DeviceOptions):
             raise UsageError(f"--jobs {self.jobs}: at least 1 edit is made at a time")
         if len(self.methods) < 2:
             return
-        if self.weights:
-            raise UsageError(f"--weights with several methods: whose is {self.weights[0]}? Evaluate them one by one")
         for text in self.overrides:
             if text.lstrip("+~").startswith("method."):
                 raise UsageError(

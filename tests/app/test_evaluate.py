@@ -284,7 +284,7 @@ def test_the_edits_are_those_that_any_of_the_methods_would_choose(monkeypatch):
     monkeypatch.setattr(command, "bundled", parts.get)
 
     def chosen(*folders, edits=()):
-        return [edit.name for edit in command.chosen_edits(EvaluateOptions(edits=list(edits)), folders)]
+        return [edit.name for edit in command.chosen_edits(EvaluateOptions(edits=list(edits)), {name: name for name in folders})]
 
     assert chosen("one") == ["with glasses", "bald"]
     assert chosen("one", "two") == ["angry", "with glasses", "bald"] == chosen("two", "one")
@@ -321,7 +321,6 @@ def test_methods_of_one_name_or_of_different_sizes_are_refused(stand_ins, monkey
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"weights": ["a.safetensors"]}, "--weights with several methods: whose is a.safetensors"),
         ({"overrides": ["engine.batch_size=2", "method.steps=3"]}, "method.steps=3 with several methods"),
         ({"overrides": ["++method.steps=3"]}, "method.steps=3 with several methods"),
     ],
@@ -330,6 +329,27 @@ def test_what_can_be_of_one_method_only(changes, expected):
     assert EvaluateOptions(methods=["told"], **changes)
     with pytest.raises(UsageError, match=expected.replace("+", r"\+")):
         EvaluateOptions(methods=["told", "second"], **changes)
+
+
+def test_each_of_several_methods_gets_its_own_weights(stand_ins, monkeypatch, tmp_path):
+    load, given = command.load_editor, {}
+
+    def noted(cfg, name, *, weights=(), **where):
+        given[name] = list(weights)
+        return load(cfg, name, **where)
+
+    monkeypatch.setattr(command, "load_editor", noted)
+    both = ["second=runs/b:0.5", "told=a.safetensors", "told=c=d"]
+    command.evaluate(options(tmp_path, methods=["told", "second"], edits=["smiling"], weights=both))
+    assert (given["told"], given["second"]) == (["a.safetensors", "c=d"], ["runs/b:0.5"])
+    command.evaluate(options(tmp_path, methods=["told"], edits=["smiling"], weights=["name=a.safetensors"]))
+    assert given["told"] == ["name=a.safetensors"], "a single method's weights may have names of their own"
+
+
+@pytest.mark.parametrize("text", ["a.safetensors", "other=a.safetensors"])
+def test_weights_of_none_of_several_methods_are_refused(text, stand_ins, tmp_path):
+    with pytest.raises(UsageError, match=f"--weights {text}: write METHOD=PATH, with one of told, second"):
+        command.evaluate(options(tmp_path, methods=["told", "second"], weights=[text]))
 
 
 def test_overrides_are_for_every_method():

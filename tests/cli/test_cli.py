@@ -68,7 +68,6 @@ def refused(capsys, *arguments: str) -> tuple[int, str]:
         (["evaluate", "--method", "a", "recipe=b"], "--method a and recipe=b: give one of them"),
         (["evaluate", "--method", "a", "--split", "tset"], "Did you mean 'test'"),
         (["evaluate", "--method", "a", "--jobs", "0"], "--jobs 0: at least 1"),
-        (["evaluate", "--method", "a", "--method", "b", "--weights", "w"], "--weights with several methods: whose is w?"),
         (["evaluate", "--method", "a", "--method", "b", "method.x=1"], "method.x=1 with several methods"),
         (["train", "--method", "a", "--method", "b", "--dry-run"], "no recipe 'b'"),
     ],
