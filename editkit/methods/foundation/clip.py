@@ -48,7 +48,7 @@ class ToyClip(FolderMethod):
         image_size: side of the images in pixels.
         dim: width of the joint embedding.
         max_length: longest caption in tokens.
-        colour_jitter: largest change of brightness, contrast and channel balance in the colour term.
+        colour_jitter: size of the changes of brightness, contrast, channel balance and of large stains in the colour term.
         init_from: a CLIP folder whose weights and tokenizer to start from; None starts from scratch.
         attack: longest attack, as the Euclidean length of a change of an image in [-1, 1]; a frown is about 8 long.
         terms: weights of the terms factors, contrast, direction, colour, attack.
@@ -65,7 +65,7 @@ class ToyClip(FolderMethod):
         dim: int = 128,
         max_length: int = 40,
         colour_jitter: float = 0.25,
-        attack: float = 3.0,
+        attack: float = 6.0,
         init_from: str | None = None,
         terms: Mapping[str, float],
         weights: str = "editkit:toy-clip",
@@ -132,7 +132,7 @@ class ToyClip(FolderMethod):
         pooled = self.clip.vision_model(images).pooler_output
         return pooled.float(), F.normalize(self.clip.visual_projection(pooled).float(), dim=1)
 
-    def _attacked(self, images: Tensor, ways: Tensor, steps: int = 2) -> Tensor:
+    def _attacked(self, images: Tensor, ways: Tensor, steps: int = 3) -> Tensor:
         """Return each image (B, 3, H, W) changed a little so that its embedding moves along one of the ways (E, D), at random."""
         device = images.device
         goal = ways[torch.randint(len(ways), (len(images),)).to(device)]
@@ -176,7 +176,10 @@ class ToyClip(FolderMethod):
         shape = (len(images), 3, 1, 1)
         change = lambda: (torch.rand(shape, device=images.device) - 0.5) * 2 * self.colour_jitter  # noqa: E731
         common = change().mean(1, keepdim=True)
-        return (images * (1 + change()) + change() * 0.5 + common).clamp(-1, 1)
+        stains = F.interpolate(
+            self.colour_jitter * torch.randn(*shape[:2], 4, 4, device=images.device), images.shape[-2:], mode="bicubic"
+        )
+        return (images * (1 + change()) + change() * 0.5 + common + stains).clamp(-1, 1)
 
     @property
     def tasks(self) -> dict[str, Callable[[Any], Mapping[str, Any]]]:
