@@ -7,6 +7,10 @@ TOYS := faces_ddpm:faces-ddpm clip:toy-clip identity:toy-identity perceptual:toy
 MEASURED := faces_ddpm clip oracle
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
+# brows and wrinkles are fine detail, so these shifts act further down, over 19 and 18 levels an image
+ANGRY := method.l1_weight=5 method.t_edit=0 method.scheduler.step_size_up=120 method.scheduler.step_size_down=1100
+OLD := method.l1_weight=3 method.t_edit=50 method.scheduler.step_size_up=116 method.scheduler.step_size_down=1040
+
 # $(call edit,TEXT,OVERRIDES): train a shift towards a text and bundle it
 edit = run="runs/toy/asyrp-$$(echo "$(1)" | tr ' ' '-')" && $(BIN)/editkit train recipe=asyrp --prompt "$(1)" $(2) -o "$$run" \
 	&& cp "$$run"/export/*.safetensors editkit/assets/asyrp/
@@ -55,6 +59,8 @@ toy-weights: $(INSTALLED) ## train the bundled models again, into editkit/assets
 	@mkdir -p editkit/assets/asyrp
 	@$(call edit,a smiling face,)
 	@$(call edit,a face with glasses,method.l1_weight=8)
+	@$(call edit,an angry face,$(ANGRY))
+	@$(call edit,an old face,$(OLD))
 
 clean: ## remove what was built here; runs/ and out/ stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache $(VENV)

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from editkit.backbones.assets import resolve
+from editkit.engine.atomic import usual_mode
 from editkit.errors import UserError
 
 
@@ -39,6 +40,7 @@ class Artefact:
         tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in self.tensors.items()}
         draft = path.with_name(f".{path.name}.part")
         save_file(tensors, draft, metadata={"editkit": json.dumps({**self.card, "name": self.name})})
+        usual_mode(draft)
         draft.replace(path)
         return path
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from editkit.engine.atomic import usual_mode
 from editkit.training.method import Artefact, Method
 
 
@@ -23,5 +24,6 @@ class FolderMethod(Method):
         """Write the network (its EMA, if there is one) with its card beside it; return the file of the weights."""
         with self.averaged_weights():
             path = self.save(Path(folder))
+        usual_mode(path)
         (Path(folder) / "card.json").write_text(json.dumps(self.card(), indent=2) + "\n")
         return [path]

@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from editkit.engine.atomic import write_bytes
 from editkit.errors import UsageError, UserError
 from editkit.training.artefact import Artefact, read_card
 from editkit.training.editor import Editor
@@ -77,6 +78,14 @@ def test_export_writes_the_average_with_its_card(tmp_path):
     assert artefact.card["method"].endswith("toys.Copy") and read_card(path) == artefact.card
     with safe_open(path, framework="pt") as file:
         assert json.loads(file.metadata()["editkit"])["name"] == artefact.name == "toy/copy"
+
+
+def test_an_export_can_be_read_by_whom_any_new_file_can(tmp_path):
+    fresh = tmp_path / "fresh"
+    fresh.touch()
+    (path,) = new().export(tmp_path / "export")
+    write_bytes(tmp_path / "bytes", b"x")
+    assert path.stat().st_mode == (tmp_path / "bytes").stat().st_mode == fresh.stat().st_mode
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a pickle in a zip", b"\x80\x04N."])
