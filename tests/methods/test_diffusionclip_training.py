@@ -94,7 +94,7 @@ def test_states_are_the_original_network_s_however_long_training_went_on():
 
 
 @pytest.mark.parametrize(
-    ("name", "gamma"), [("diffusionclip", 1.2), ("paper/diffusionclip", 1.2), ("effdiff", 1.2), ("paper/effdiff", 1.3)]
+    ("name", "gamma"), [("diffusionclip", 1.02), ("paper/diffusionclip", 1.2), ("effdiff", 1.02), ("paper/effdiff", 1.3)]
 )
 def test_the_rate_grows_by_gamma_each_epoch(name, gamma):
     cfg = recipe.frozen(recipe.compose([f"recipe={name}", *(["data.root=x"] if name.startswith("paper") else [])]))
