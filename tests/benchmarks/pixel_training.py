@@ -116,7 +116,7 @@ def released_diffusionclip(job: Work) -> dict[str, float]:
     method, backbone, network = job.method, job.method.backbone, job.method.network()
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-5)
     before = time.perf_counter()
-    levels = backbone.schedule.levels(method.n_inv, method.t0)
+    levels = backbone.schedule.levels(method.n_inv, start=method.t0)
     latents = [_invert_and_regenerate(backbone, item["image"][None], levels) for item in job.items]
     between = time.perf_counter()
     for _ in range(job.epochs):
