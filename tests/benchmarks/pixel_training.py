@@ -87,9 +87,7 @@ def released_asyrp(job: Work) -> dict[str, float]:
     method, backbone, direction = job.method, job.method.backbone, job.method.direction
     optimizer = torch.optim.Adam(method.delta.parameters(), lr=1e-5)
     before = time.perf_counter()
-    latents = [
-        _invert_and_regenerate(backbone, item["image"][None], method.grid(method.n_inv)) for item in job.items
-    ]
+    latents = [_invert_and_regenerate(backbone, item["image"][None], method.grid(method.n_inv)) for item in job.items]
     between = time.perf_counter()
     levels, edited = method.levels, set(method.edited)
     for _ in range(job.epochs):
