@@ -37,11 +37,16 @@ class Manifest:
     def done(self, key: str, job: str, outputs: Sequence[Path]) -> bool:
         """Say whether a picture was finished with these very inputs and settings, and all its results still stand.
 
-        Results that are written but not listed (the process was killed in between) say so themselves.
+        Results that are written but not listed (the process was killed in between) say so themselves, and are listed now.
         """
         if not all(path.is_file() for path in outputs):
             return False
-        return self._done.get(key) == job or all((provenance(path) or {}).get("job") == job for path in outputs)
+        if self._done.get(key) == job:
+            return True
+        finished = all((provenance(path) or {}).get("job") == job for path in outputs)
+        if finished:
+            self.add(key, job, outputs)
+        return finished
 
     def add(self, key: str, job: str, outputs: Sequence[Path]) -> None:
         """List a finished picture."""

@@ -341,6 +341,18 @@ def test_a_full_disk_ends_the_run(editor, tmp_path, monkeypatch):
     assert not list((tmp_path / "out").glob("*.png")) and not list((tmp_path / "out").glob(".*.part"))
 
 
+def test_a_result_that_was_written_but_not_listed_is_kept_and_listed(editor, tmp_path):
+    source, out = folder(tmp_path, 3), tmp_path / "out"
+    assert edit_images(options(source, output=out)) == 0
+    listing = out / "editkit.jsonl"
+    lines = listing.read_text().splitlines(keepends=True)
+    listing.write_text("".join(lines[:-1]))
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
+    assert edit_images(options(source, output=out)) == 0
+    assert {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")} == before
+    assert sorted(map(json.dumps, map(json.loads, listing.read_text().splitlines()))) == sorted(line.strip() for line in lines)
+
+
 # Killed in the middle.
 
 KILLED = """
