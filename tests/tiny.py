@@ -37,6 +37,7 @@ def write_all(folder: Path) -> Path:
     write_pixel(folder / "ddpm")
     write_clip(folder / "clip")
     write_features(folder)
+    write_vae(folder / "vae")
     write_images(folder / "images")
     return folder
 
@@ -75,6 +76,22 @@ def write_clip(folder: Path) -> Path:
     return folder
 
 
+def write_vae(folder: Path) -> Path:
+    """Write an AutoencoderKL that makes 4 x 4 latents of 16 x 16 pixels."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    AutoencoderKL(
+        block_out_channels=(8, 8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=SIDE,
+    ).save_pretrained(folder)
+    return folder
+
+
 def write_features(folder: Path) -> None:
     """Write a perceptual, an identity and an oracle network."""
     from editkit.backbones.features import PerceptualNet
@@ -107,10 +124,11 @@ def shrink(name: str, folder: Path) -> list[str]:
         if section["_target_"] in LOADERS:
             changes[f"{place}.path"] = folder / LOADERS[section["_target_"]]
     changes |= {place: folder / value.rpartition("-")[2] for place, value in _bundled(plain) if place not in changes}
-    changes |= {f"data.{key}": 8 for key in ("train", "validation", "test") if key in plain["data"]}
-    changes |= {
-        key: value for key, value in {"data.size": SIDE, "data.root": folder / "images"}.items() if key[5:] in plain["data"]
-    }
+    sizes = {"train": 8, "validation": 8, "test": 8, "size": SIDE}
+    for place, data in (("data", plain["data"]), ("data.inner", plain["data"].get("inner", {}))):
+        changes |= {f"{place}.{key}": value for key, value in sizes.items() if key in data}
+    folders = {"root": "images", "cache_dir": "cache"}
+    changes |= {f"data.{key}": folder / place for key, place in folders.items() if plain["data"].get(key) is not None}
     changes |= {f"method.{key}": f"'{TEXTS[key]}'" for key in TEXTS if f"method.{key}" in missing(plain)}
     changes |= {"trainer.steps": 8, "trainer.images": "null", "trainer.batch_size": 2, "trainer.accumulate": 1}
     changes |= {"trainer.devices": 1, "trainer.num_nodes": 1, "trainer.num_workers": 0, "trainer.accelerator": "cpu"}

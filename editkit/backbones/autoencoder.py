@@ -63,7 +63,9 @@ def load_autoencoder(path: str | Path, *, dtype: torch.dtype = torch.float32) ->
     folder = resolve(path)
     home = folder / "vae" if (folder / "vae").is_dir() else folder
     try:
-        return Autoencoder(AutoencoderKL.from_pretrained(str(home), torch_dtype=dtype, use_safetensors=True))
+        return Autoencoder(
+            AutoencoderKL.from_pretrained(str(home), torch_dtype=dtype, use_safetensors=True, low_cpu_mem_usage=False)
+        )
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(
             f"{home} does not hold an AutoencoderKL with safetensors weights: {str(error).splitlines()[0]}"

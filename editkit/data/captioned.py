@@ -55,10 +55,13 @@ class CaptionedDataset(Dataset[dict[str, Any]]):
         if not -self.count <= index < self.count:
             raise IndexError(f"picture {index} of {self.count}")
         index %= self.count
-        number, place = divmod(index, EVERY_FACE)
-        if place == EVERY_FACE - 1:
-            return self._face(number, index)
-        return self._scene(number * (EVERY_FACE - 1) + place, index)
+        is_face, number = numbered(index)
+        return self._face(number, index) if is_face else self._scene(number, index)
+
+    def caption(self, index: int) -> str:
+        """Return an item's caption without drawing its picture."""
+        is_face, number = numbered(index)
+        return (caption_at(self.split, number) if is_face else captioned_scene(self.split, number)[1]).text
 
     def _face(self, number: int, index: int) -> dict[str, Any]:
         face = face_at(self.split, number)
@@ -92,6 +95,12 @@ class Captioned(DataModule):
 
     def dataset(self, split: str) -> CaptionedDataset:
         return CaptionedDataset(split, self.counts[split], self.size)
+
+
+def numbered(index: int) -> tuple[bool, int]:
+    """Say whether a picture is a face, and its number within its domain."""
+    row, place = divmod(index, EVERY_FACE)
+    return (True, row) if place == EVERY_FACE - 1 else (False, row * (EVERY_FACE - 1) + place)
 
 
 def captioned_scene(split: str, number: int) -> tuple[Scene, Caption]:

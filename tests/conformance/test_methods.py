@@ -26,11 +26,12 @@ def test_losses_are_finite_and_only_the_trained_part_receives_gradients(case):
 
 def look_at_updates(method):
     groups, batch = method.trained_parameters(), method.dummy_batch()
+    count = len(next(iter(batch.values())))
     updates = 0
     for update in method.updates(batch):
         assert update.group in groups
         assert update.losses and all(torch.isfinite(loss).all() for loss in update.losses.values())
-        assert all(loss.ndim == 0 or len(loss) == len(batch["image"]) for loss in update.losses.values())
+        assert all(loss.ndim == 0 or len(loss) == count for loss in update.losses.values())
         assert all(not value.requires_grad for value in update.report.values()), "what is only reported is detached"
         update.total().backward()
         received = {name for name, parameter in method.named_parameters() if parameter.grad is not None}

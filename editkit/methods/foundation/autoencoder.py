@@ -20,7 +20,7 @@ from editkit.data.captioned import CaptionedDataset
 from editkit.data.items import collate
 from editkit.metrics.images import psnr
 from editkit.training.figures import record
-from editkit.training.folder import FolderMethod
+from editkit.training.folder import FolderMethod, network_arguments
 
 GRID = 8  # pictures of a sample grid
 
@@ -50,7 +50,7 @@ class AutoencoderTraining(FolderMethod):
         scheduler: Any = None,
     ):
         super().__init__(optimizer=optimizer, scheduler=scheduler)
-        self.vae = AutoencoderKL(**{name: _plain(value) for name, value in network.items()})
+        self.vae = AutoencoderKL(**network_arguments(network))
         if init_from is not None:
             self.vae.load_state_dict(load_autoencoder(init_from).vae.state_dict())
         self.terms, self.crop, self.size, self.weights = dict(terms), crop, size, weights
@@ -83,13 +83,12 @@ class AutoencoderTraining(FolderMethod):
     def tasks(self) -> dict[str, Callable[[Any], Mapping[str, Any]]]:
         return {"measure": lambda data: record(self.weights, autoencoder_figures(load_autoencoder(self.weights)))}
 
-    def save(self, folder: Path) -> Path:
+    def save(self, folder: Path) -> None:
         """Write the folder of an AutoencoderKL, in half precision, with the scale that gives latents a deviation of 1."""
         self.vae.register_to_config(scaling_factor=round(1 / self._deviation(), 5))
         weights = {name: tensor.clone() for name, tensor in self.vae.state_dict().items()}
         self.vae.half().save_pretrained(folder)
         self.vae.float().load_state_dict(weights)
-        return folder / "diffusion_pytorch_model.safetensors"
 
     def dummy_batch(self) -> dict[str, Any]:
         return {"image": torch.zeros(2, 3, self.size, self.size, device=self.device), "key": ["a", "b"]}
@@ -128,7 +127,3 @@ def _cropped(images: Tensor, side: int) -> Tensor:
 
 def _steps(images: Tensor, axis: int) -> Tensor:
     return images.diff(dim=axis)
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, (str, int, float, bool)) or value is None else list(value)

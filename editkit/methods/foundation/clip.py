@@ -185,7 +185,7 @@ class ToyClip(FolderMethod):
     def tasks(self) -> dict[str, Callable[[Any], Mapping[str, Any]]]:
         return {"measure": lambda data: record(self.weights, clip_figures(load_clip(self.weights)))}
 
-    def save(self, folder: Path) -> Path:
+    def save(self, folder: Path) -> None:
         """Write the CLIPModel + CLIPTokenizer folder with its preprocessor configuration."""
         self.clip.half().save_pretrained(folder)
         self.clip.float()
@@ -201,7 +201,6 @@ class ToyClip(FolderMethod):
             "resample": 3,
         }
         (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
-        return folder / "model.safetensors"
 
     def dummy_batch(self) -> dict[str, Any]:
         data = FacePairs("train", self.clip.config.vision_config.image_size, 2)

@@ -22,7 +22,7 @@ from editkit.engine.sample import sample
 from editkit.errors import UsageError
 from editkit.metrics.oracle import load_oracle
 from editkit.training.figures import diffusion_figures, record
-from editkit.training.folder import FolderMethod
+from editkit.training.folder import FolderMethod, network_arguments
 
 GRID = 16  # images of a sample grid
 
@@ -65,11 +65,8 @@ class PixelDiffusion(FolderMethod):
         scheduler: Any = None,
     ):
         super().__init__(optimizer=optimizer, scheduler=scheduler)
-        config = {
-            name: list(value) if not isinstance(value, (str, int, float, bool)) else value for name, value in network.items()
-        }
         start = None if init_from is None else load_pixel(init_from).unet
-        self.unet = UNet2DModel(**(config if start is None else _arguments(start)))
+        self.unet = UNet2DModel(**(network_arguments(network) if start is None else _arguments(start)))
         if start is not None:
             self.unet.load_state_dict(start.state_dict())
         close_skips(self.unet, closed_skips)
@@ -131,13 +128,12 @@ class PixelDiffusion(FolderMethod):
     def tasks(self) -> dict[str, Callable[[Any], Mapping[str, Any]]]:
         return {"measure": lambda data: record(self.weights, diffusion_figures(load_pixel(self.weights), load_oracle()))}
 
-    def save(self, folder: Path) -> Path:
+    def save(self, folder: Path) -> None:
         """Write unet/ (half precision) and scheduler/ in diffusers' layout."""
         weights = {name: tensor.clone() for name, tensor in self.unet.state_dict().items()}
         self.unet.half().save_pretrained(folder / "unet")
         self.unet.float().load_state_dict(weights)
         self.ddpm.save_pretrained(folder / "scheduler")
-        return folder / "unet" / "diffusion_pytorch_model.safetensors"
 
     def dummy_batch(self) -> dict[str, Any]:
         side = self.unet.config.sample_size

@@ -32,9 +32,8 @@ class _FeatureTraining(FolderMethod):
 
     net: FeatureNet
 
-    def save(self, folder: Path) -> Path:
+    def save(self, folder: Path) -> None:
         self.net.save(folder)
-        return folder / "model.safetensors"
 
     def dummy_batch(self) -> dict[str, Any]:
         keys = [f"faces/train/{k:06d}" for k in range(4)]

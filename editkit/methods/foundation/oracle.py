@@ -78,9 +78,8 @@ class FactorReader(FolderMethod):
         denoiser = load_pixel(self.backbone) if self.backbone is not None else None
         return record(self.weights, oracle_figures(load_oracle(self.weights), denoiser))
 
-    def save(self, folder: Path) -> Path:
+    def save(self, folder: Path) -> None:
         self.oracle.save(folder)
-        return folder / "model.safetensors"
 
     def dummy_batch(self) -> dict[str, Any]:
         return {"image": torch.zeros(4, 3, 64, 64, device=self.device), "key": [f"faces/train/{k:06d}" for k in range(4)]}

@@ -1,0 +1,108 @@
+"""Captioned pictures of both domains, and data that are encoded once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from editkit.data.captioned import Captioned, CaptionedDataset, captioned_scene
+from editkit.data.encoded import Encoded, EncodedDataset, drawn
+from editkit.errors import UsageError
+
+
+class Encoder:
+    """Halves pictures; counts what it encodes."""
+
+    def __init__(self, name: str = "a") -> None:
+        self.name, self.seen = name, 0
+
+    def posterior(self, images):
+        self.seen += len(images)
+        small = images[..., ::2, ::2]
+        return small, torch.full_like(small, -2.0)
+
+    def digest(self) -> str:
+        return self.name
+
+
+def encoded(folder: Path, encoder: Encoder, inner: Dataset | None = None) -> EncodedDataset:
+    inner = inner or CaptionedDataset("train", 6, 16)
+    return EncodedDataset(inner, encoder.posterior, ("image",), folder, encoder.digest())
+
+
+def test_three_scenes_then_a_face_each_with_a_text_of_its_own():
+    dataset = CaptionedDataset("train", 16, 16)
+    items = [dataset[k] for k in range(16)]
+    domains = [item["key"].partition("/")[0] for item in items]
+    assert domains == ["scenes", "scenes", "scenes", "faces"] * 4
+    assert len({item["key"] for item in items}) == 16
+    assert [dataset.caption(k) for k in range(16)] == [item["caption"] for item in items]
+    assert all(item["image"].shape == (3, 16, 16) and item["caption"] for item in items)
+
+
+def test_one_scene_in_eight_is_in_another_style_and_its_text_may_say_so():
+    scenes = [captioned_scene("train", k) for k in range(200)]
+    styled = [(scene, words) for scene, words in scenes if scene.style != "plain"]
+    assert len(styled) == 25
+    told = [scene.style in words.claims["style"] for scene, words in styled if "style" in words.claims]
+    assert told and all(told)
+
+
+@pytest.mark.parametrize("wrong", [("holiday", 4, 16), ("train", 0, 16), ("train", 4, 2)])
+def test_wrong_splits_and_sizes_are_named(wrong):
+    with pytest.raises(UsageError, match=r"split|at least 1"):
+        CaptionedDataset(*wrong)
+
+
+def test_pictures_are_encoded_once_and_texts_stay(tmp_path):
+    inner, encoder = CaptionedDataset("train", 6, 16), Encoder()
+    first = encoded(tmp_path, encoder, inner)
+    assert encoder.seen == 6 and len(first) == 6
+    again = encoded(tmp_path, encoder, inner)
+    assert encoder.seen == 6, "what is on the disk is not encoded again"
+    for k in range(6):
+        item, picture = again[k], inner[k]
+        torch.testing.assert_close(item["image_posterior"][0], picture["image"][..., ::2, ::2], atol=1e-3, rtol=1e-3)
+        assert torch.all(item["image_posterior"][1] == -2)
+        assert (item["caption"], item["key"], item["index"]) == (picture["caption"], picture["key"], picture["index"])
+        assert "image" not in item
+
+
+def test_another_encoder_and_other_pictures_are_encoded_anew(tmp_path):
+    encoder, other = Encoder(), Encoder("b")
+    encoded(tmp_path, encoder)
+    encoded(tmp_path, other)
+    assert other.seen == 6
+    encoded(tmp_path, encoder, CaptionedDataset("validation", 6, 16))
+    assert encoder.seen == 12
+
+
+def test_what_a_killed_process_left_is_not_taken_for_whole(tmp_path):
+    class Dying(Encoder):
+        def posterior(self, images):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        encoded(tmp_path, Dying())
+    encoder = Encoder()
+    assert len(encoded(tmp_path, encoder)) == 6 and encoder.seen == 6
+
+
+def test_only_training_pictures_are_encoded(tmp_path):
+    data = Encoded(Captioned(16, 4, 4, 4), Encoder, cache_dir=str(tmp_path))
+    assert "image_posterior" in data.train_dataset()[0]
+    assert "image" in data.validation_dataset()[0]
+    with pytest.raises(UsageError, match="cache_dir"):
+        Encoded(Captioned(16, 4, 4, 4), Encoder)
+
+
+def test_latents_are_drawn_with_the_posteriors_own_deviation():
+    posterior = torch.stack([torch.full((4, 40, 40), 3.0), torch.full((4, 40, 40), -2.0)])[None]
+    sample = drawn(posterior, torch.Generator().manual_seed(0))
+    assert abs(sample.mean() - 3) < 0.02
+    deviation = torch.tensor(-2.0).mul(0.5).exp()
+    assert abs(sample.std() - deviation) < 0.02
+    assert abs(deviation - torch.tensor(-2.0).exp()) > 0.1, "the variance taken for the deviation would be seen"
