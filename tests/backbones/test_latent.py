@@ -275,3 +275,12 @@ def test_the_index_names_every_part(tmp_path):
         if isinstance(entry, list) and entry != [None, None]:
             assert (tmp_path / name).is_dir()
     assert {"unet", "vae", "text_encoder", "tokenizer", "scheduler"} <= index.keys()
+
+
+@torch.no_grad()
+def test_weights_published_in_half_precision_alone_are_found(tmp_path):
+    folder = tiny.folder(tmp_path)
+    for part in ("unet", "vae", "text_encoder"):
+        for file in (folder / part).glob("*.safetensors"):
+            file.rename(file.with_name(file.name.replace(".safetensors", ".fp16.safetensors")))
+    assert load_latent(folder).digest() == tiny.backbone().digest()
