@@ -52,9 +52,7 @@ class Controlled(nn.Module, Wrapper):
         self.scales = dict.fromkeys(nets, 1.0) | dict(scales or {})
         self.guess = guess
         if unknown := self.scales.keys() - nets.keys():
-            raise UsageError(
-                f"scales for ControlNets that do not exist: {', '.join(sorted(unknown))}; there are {', '.join(nets)}"
-            )
+            raise UsageError(f"no ControlNet {', '.join(sorted(unknown))} to scale: there are {', '.join(nets)}")
 
     @property
     def backbone(self) -> LatentBackbone:

@@ -95,10 +95,12 @@ def save_latent(backbone: LatentBackbone, folder: str | Path) -> None:
 
 
 def _network(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    names = [path.name for path in folder.glob("*.safetensors")]
+    variant = "fp16" if names and all(".fp16." in name for name in names) else None  # published in half precision alone
     if kind is CLIPTextModel:
         with no_progress_bar():
-            return _read(kind, folder, use_safetensors=True, dtype=dtype)
-    return _read(kind, folder, use_safetensors=True, torch_dtype=dtype, low_cpu_mem_usage=False)
+            return _read(kind, folder, use_safetensors=True, variant=variant, dtype=dtype)
+    return _read(kind, folder, use_safetensors=True, variant=variant, torch_dtype=dtype, low_cpu_mem_usage=False)
 
 
 def _read(kind: Any, folder: Path, **arguments: Any) -> Any:

@@ -76,7 +76,7 @@ def _one_time(times: Sequence[float | Tensor], sizes: Sequence[int], device: tor
 
 
 def _join(name: str, values: Sequence[Any], sizes: Sequence[int]) -> Any:
-    kinds = {type(value) for value in values}
+    kinds = {Tensor if isinstance(value, Tensor) else type(value) for value in values}  # a Parameter is a tensor too
     if len(kinds) > 1 and not all(isinstance(value, Mapping) for value in values):
         raise ValueError(f"branches differ in the condition's {name}: {', '.join(sorted(kind.__name__ for kind in kinds))}")
     first = values[0]
