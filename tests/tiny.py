@@ -37,7 +37,7 @@ def write_all(folder: Path) -> Path:
     write_pixel(folder / "ddpm")
     write_clip(folder / "clip")
     write_features(folder)
-    write_vae(folder / "vae")
+    write_vae(folder / "latent" / "vae")
     write_images(folder / "images")
     return folder
 
