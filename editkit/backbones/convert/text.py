@@ -73,15 +73,14 @@ def to_tokenizer(source: Source, encoder: CLIPTextModel) -> CLIPTokenizer | None
     """Return the tokenizer that `tokenizer=` names (a folder, or OpenAI's vocabulary), of a vocabulary beside it, or None.
 
     Raises:
-        UserError: another vocabulary than the encoder's.
+        UserError: nothing there, or another vocabulary than the encoder's.
     """
     given = source.settings.get("tokenizer")
     size, length = encoder.config.vocab_size, encoder.config.max_position_embeddings
-    if given is not None and Path(given).expanduser().is_dir():
-        try:
-            tokenizer = CLIPTokenizer.from_pretrained(Path(given).expanduser(), local_files_only=True)
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"tokenizer={given} is no folder of a CLIP tokenizer: {str(error).splitlines()[0]}") from error
+    if given is not None and (folder := Path(given).expanduser()).is_dir():
+        if not any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")):
+            raise UserError(f"tokenizer={given} is no folder of a CLIP tokenizer: it has neither tokenizer.json nor vocab.json")
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     elif given is not None or any(source.path.parent.glob(VOCABULARY)):
         file = source.companion("tokenizer", VOCABULARY, "OpenAI's byte-pair vocabulary")
         tokenizer = clip.tokenizer_of(clip.read_merges(file, size), length)
