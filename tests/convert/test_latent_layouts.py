@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from pathlib import Path
 
 import diffusers
 import pytest
@@ -15,6 +16,8 @@ from transformers import CLIPImageProcessor, CLIPTextModel
 
 from editkit.app.convert import ConvertOptions, convert
 from editkit.backbones.convert.clip import VOCABULARY as BPE
+from editkit.backbones.convert.layout import Source
+from editkit.backbones.convert.ldm import to_unet, to_vae
 from editkit.errors import UsageError, UserError
 from tests.convert import latent
 
@@ -245,14 +248,8 @@ def test_a_controlnet_with_its_base_and_cyclenet(tmp_path, vae, texts):
     same(ControlNetModel.from_pretrained(other / "controlnet"), net)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("second", [False, True])
 def test_published_sizes_fit(second):
-    from pathlib import Path
-
-    from editkit.backbones.convert.layout import Source
-    from editkit.backbones.convert.ldm import to_unet, to_vae
-
     levels = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 1024 if second else 768}
     heads = {"attention_head_dim": (5, 10, 20, 20) if second else 8, "use_linear_projection": second}
     with torch.device("meta"):
