@@ -1,0 +1,119 @@
+"""Parquet files as a list of rows, read by row group when a row of it is asked for."""
+
+from __future__ import annotations
+
+import bisect
+import warnings
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from editkit.data.photo import Photo, photo_from_bytes, read_photo
+from editkit.errors import UserError
+
+KEPT = 2  # row groups in memory; the next row is most often of the last one
+
+
+class Table:
+    """The rows of some parquet files, in the files' order; nothing is kept open, so that processes may share it.
+
+    Args:
+        paths: the files; one that is broken is left out with a warning.
+        needed: columns that every file must have.
+        wanted: columns that are read too where a file has them.
+
+    Attributes:
+        groups: the number of rows of each row group.
+
+    Raises:
+        UserError: pyarrow is not installed, a column is missing, or no file can be read.
+    """
+
+    def __init__(self, paths: Sequence[Path], needed: Sequence[str], wanted: Sequence[str] = ()):
+        parquet = _pyarrow()
+        self._places: list[tuple[Path, int, list[str]]] = []
+        self.groups: list[int] = []
+        bad: list[str] = []
+        for path in paths:
+            try:
+                with parquet.ParquetFile(path) as file:
+                    names, rows = (
+                        file.schema_arrow.names,
+                        [file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)],
+                    )
+            except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
+                bad.append(f"{path} cannot be read ({str(error).splitlines()[0]}): fetch it again")
+                continue
+            for name in needed:
+                if name not in names:
+                    raise UserError(f"{path} has no column {name}; its columns are: {', '.join(names)}")
+            columns = [name for name in (*needed, *wanted) if name in names]
+            self._places += [(path, k, columns) for k in range(len(rows))]
+            self.groups += rows
+        if bad:
+            warnings.warn(f"{len(bad)} of {len(paths)} parquet files are left out; the first: {bad[0]}", stacklevel=3)
+        if not self._places:
+            raise UserError(bad[0] if bad else "there are no parquet files")
+        self._ends = list(accumulate(self.groups))
+        self._kept: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": {}}
+
+    def name(self, index: int) -> str:
+        """Name a row: its file and its place there."""
+        group = bisect.bisect_right(self._ends, index)
+        path = self._places[group][0]
+        first = next(k for k, place in enumerate(self._places) if place[0] == path)
+        return f"{path.name}/{index - (self._ends[first] - self.groups[first]):06d}"
+
+    def row(self, index: int, columns: Sequence[str] = ()) -> dict[str, Any]:
+        """Return a row as a dict, or some columns of it; columns that the file lacks are missing.
+
+        Raises:
+            UserError: its row group is broken.
+        """
+        group = bisect.bisect_right(self._ends, index)
+        rows = self._group(group)
+        if columns:
+            rows = rows.select([name for name in columns if name in rows.column_names])
+        return rows.slice(index - (self._ends[group] - self.groups[group]), 1).to_pylist()[0]
+
+    def _group(self, group: int) -> Any:
+        kept = self._kept.get(group)
+        if kept is not None:
+            return kept
+        path, number, columns = self._places[group]
+        try:
+            with _pyarrow().ParquetFile(path) as file:
+                kept = file.read_row_group(number, columns=columns, use_threads=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}, row group {number} cannot be read: {str(error).splitlines()[0]}") from error
+        self._kept = {**dict(list(self._kept.items())[1 - KEPT :]), group: kept}
+        return kept
+
+
+def picture(cell: Any, root: Path, name: str) -> Photo:
+    """Return the picture in a cell: bytes, or the hub's {"bytes", "path"}.
+
+    Raises:
+        UserError: no picture, or one that cannot be read.
+    """
+    data, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+    if isinstance(data, bytes):
+        return photo_from_bytes(data, name)
+    if isinstance(path, str):
+        return read_photo(root / path)
+    raise UserError(f"{name} is empty")
+
+
+def _pyarrow() -> Any:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UserError("parquet files are read with pyarrow, which is not installed: pip install 'editkit[parquet]'") from error
+    return parquet
