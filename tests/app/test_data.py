@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from editkit.app.data import PreviewOptions, check_data, needed, preview
+from editkit.app.check import check_data, needed
+from editkit.app.data import PreviewOptions, preview
 from editkit.app.sheet import sheet
 from editkit.cli import run
 from editkit.data.files import provenance

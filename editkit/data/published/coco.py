@@ -47,10 +47,8 @@ class CocoSource:
             raise UserError(f"{path} is not COCO's: {_lacking(error)}") from error
         self.captions = _captions(root / "annotations" / f"captions_{part}.json")
         self.images = [image for number, image in sorted(images.items()) if number in self.things]
-        left = len(images) - len(self.images)
-        self.notes = (
-            (f"{left} of {len(images)} pictures of {part} have no object of a fit size and are left out",) if left else ()
-        )
+        bare = len(images) - len(self.images)
+        self.notes = (f"{bare} of {len(images)} pictures of {part} have no object of a fit size: left out",) if bare else ()
         if not self.images:
             raise UserError(f"{path} has no picture with an object between {area[0]:.0%} and {area[1]:.0%} of it")
 

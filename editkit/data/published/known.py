@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from editkit.errors import UserError
 
@@ -17,6 +19,7 @@ class Layout:
         name: of data=NAME.
         title: what messages call it.
         expected: what its folder holds.
+        module: its data module.
         looks: says whether a folder looks like it, from a few names in it.
         offers: what it can hold besides images, with what to do where that is missing.
     """
@@ -24,8 +27,14 @@ class Layout:
     name: str
     title: str
     expected: str
+    module: str
     looks: Callable[[Path], bool]
     offers: Mapping[str, str] = field(default_factory=dict)
+
+    def opened(self, root: Path, size: int) -> Any:
+        """Return its data module over a folder."""
+        name, _, kind = self.module.rpartition(".")
+        return getattr(import_module(f"{__package__}.{name}"), kind)(root, size)
 
 
 def recognised(root: Path) -> Layout | None:
@@ -60,12 +69,12 @@ def parquet_files(root: Path) -> list[Path]:
 
 
 def _columns(root: Path, *columns: str) -> bool:
-    """Say whether the first parquet file names these columns; its footer spells them out, so no library is needed."""
+    """Say whether the first parquet file names one of these columns; its footer spells them out, so no library is needed."""
     for path in parquet_files(root)[:1]:
         with path.open("rb") as file:
             file.seek(-min(path.stat().st_size, 1 << 20), 2)
             footer = file.read()
-        return all(column.encode() in footer for column in columns)
+        return any(column.encode() in footer for column in columns)
     return False
 
 
@@ -79,7 +88,7 @@ def _openimages(root: Path) -> bool:
 
 def _instructpix2pix(root: Path) -> bool:
     folders = (root / "seeds.json").is_file() or any(root.glob("*/prompt.json")) or any(root.glob("*/*/prompt.json"))
-    return folders or (bool(parquet_files(root)) and not _magicbrush(root))
+    return folders or _columns(root, "original_image", "edit_prompt", "edited_image")
 
 
 def _magicbrush(root: Path) -> bool:
@@ -95,6 +104,7 @@ LAYOUTS = (
         "coco",
         "COCO",
         "annotations/instances_train2017.json and the pictures in train2017/",
+        "coco.Coco",
         _coco,
         {
             "captions": "put captions_train2017.json into annotations/",
@@ -105,7 +115,9 @@ LAYOUTS = (
     Layout(
         "openimages",
         "OpenImages",
-        "train-annotations-bbox.csv and class-descriptions-boxable.csv, there or in annotations/, and the pictures in train/ or train_0/...",
+        "train-annotations-bbox.csv and class-descriptions-boxable.csv, there or in annotations/, and the pictures in train/ or "
+        "train_0/...",
+        "openimages.OpenImages",
         _openimages,
         {
             "captions": "put open_images_train_v6_captions.jsonl of Localized Narratives beside the boxes",
@@ -117,6 +129,7 @@ LAYOUTS = (
         "magicbrush",
         "MagicBrush",
         "data/train-*.parquet with source_img, mask_img, instruction and target_img",
+        "magicbrush.MagicBrush",
         _magicbrush,
         {
             "instructions": "the column instruction is empty there",
@@ -129,6 +142,7 @@ LAYOUTS = (
         "InstructPix2Pix",
         "seeds.json and folders of prompt.json, SEED_0.jpg and SEED_1.jpg, or data/*.parquet with original_image, edit_prompt "
         "and edited_image",
+        "instructpix2pix.InstructPix2Pix",
         _instructpix2pix,
         {
             "instructions": 'give prompt.json an "edit", or the column edit_prompt a text',
@@ -140,6 +154,7 @@ LAYOUTS = (
         "webdataset",
         "WebDataset shards",
         "*.tar with KEY.jpg and KEY.txt or KEY.json beside it",
+        "webdataset.WebDataset",
         _webdataset,
         {
             "captions": 'add KEY.txt, or a "caption" in KEY.json',

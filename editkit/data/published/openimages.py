@@ -61,7 +61,7 @@ class OpenImagesSource:
     def __init__(self, root: Path, split: str, area: tuple[float, float]):
         self.root, self.split = root, split
         path = _table(root, f"*{split}-annotations-bbox.csv", f"{split}-annotations-bbox.csv")
-        names = _names(_table(root, "*class-descriptions-boxable.csv", "class-descriptions-boxable.csv"))
+        names = class_names(_table(root, "*class-descriptions-boxable.csv", "class-descriptions-boxable.csv"))
         found = _boxes(path, area)
         self.ids, self.labels = found.ids, [names.get(code, code) for code in found.codes]
         order = np.argsort(np.asarray(found.picture), kind="stable")
@@ -178,7 +178,7 @@ def _boxes(path: Path, area: tuple[float, float]) -> Boxes:
     return found
 
 
-def _names(path: Path) -> dict[str, str]:
+def class_names(path: Path) -> dict[str, str]:
     """Return what the codes mean; releases differ in whether the table has a head."""
     with path.open(newline="", encoding="utf-8") as file:
         return {row[0]: row[1] for row in csv.reader(file) if len(row) > 1 and row[0].startswith("/")}

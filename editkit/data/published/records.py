@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from editkit.data.fit import Fit, fit, fit_holding
+from editkit.data.listing import check_shares
 from editkit.data.module import DataModule
 from editkit.data.photo import Photo, by
 from editkit.data.published.known import check_looks
@@ -162,11 +163,9 @@ class Objects(Readings):
         record = self.source.record(index)
         photo, things = record.image, _largest(record.things, self.slots)
         square = (self.size, self.size)
-        part = (
-            fit_holding(photo.size, square, _largest(things, 1)[0].box)
-            if self.how == "crop"
-            else fit(photo.size, square, self.how)
-        )
+        part = fit(photo.size, square, self.how)
+        if self.how == "crop":
+            part = fit_holding(photo.size, square, _largest(things, 1)[0].box)
         masks, boxes, labels = torch.zeros(self.slots, *square), torch.zeros(self.slots, 4, dtype=torch.int64), []
         for thing in things:
             box = _inside(part, thing)
@@ -228,10 +227,7 @@ def share(count: int, split: str, validation: float, test: float) -> range:
     Raises:
         UsageError: shares that leave nothing to train on.
     """
-    if validation < 0 or test < 0 or validation + test >= 1:
-        raise UsageError(
-            f"data.validation={validation} and data.test={test} leave nothing to train on: their sum must be below 1"
-        )
+    check_shares(validation, test)
     first, second = (int(count * (1 - validation - test) + 1e-6), int(count * (1 - test) + 1e-6))
     return {"train": range(first), "validation": range(first, second), "test": range(second, count)}[split]
 
@@ -246,9 +242,7 @@ def drawn(texts: Sequence[str], split: str) -> str:
 def _check_shapes(image: Photo, target: Photo) -> None:
     before, after = (photo.size[0] / photo.size[1] for photo in (image, target))
     if abs(before / after - 1) > ASPECTS:
-        raise UserError(
-            f"{image.name} is {by(image.size)} but {target.name}, the edited one, {by(target.size)}: not the same shape"
-        )
+        raise UserError(f"{image.name} is {by(image.size)} but {target.name} {by(target.size)}: the two need the same shape")
 
 
 def _of_size(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -31,17 +31,16 @@ class Table:
     """
 
     def __init__(self, paths: Sequence[Path], needed: Sequence[str], wanted: Sequence[str] = ()):
-        parquet = _pyarrow()
+        parquet = pyarrow_parquet()
         self._places: list[tuple[Path, int, list[str]]] = []
+        self._firsts: dict[Path, int] = {}
         self.groups: list[int] = []
         bad: list[str] = []
         for path in paths:
             try:
                 with parquet.ParquetFile(path) as file:
-                    names, rows = (
-                        file.schema_arrow.names,
-                        [file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)],
-                    )
+                    names = file.schema_arrow.names
+                    rows = [file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)]
             except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
                 bad.append(f"{path} cannot be read ({str(error).splitlines()[0]}): fetch it again")
                 continue
@@ -50,6 +49,7 @@ class Table:
                     raise UserError(f"{path} has no column {name}; its columns are: {', '.join(names)}")
             columns = [name for name in (*needed, *wanted) if name in names]
             self._places += [(path, k, columns) for k in range(len(rows))]
+            self._firsts[path] = sum(self.groups)
             self.groups += rows
         if bad:
             warnings.warn(f"{len(bad)} of {len(paths)} parquet files are left out; the first: {bad[0]}", stacklevel=3)
@@ -66,22 +66,17 @@ class Table:
 
     def name(self, index: int) -> str:
         """Name a row: its file and its place there."""
-        group = bisect.bisect_right(self._ends, index)
-        path = self._places[group][0]
-        first = next(k for k, place in enumerate(self._places) if place[0] == path)
-        return f"{path.name}/{index - (self._ends[first] - self.groups[first]):06d}"
+        path = self._places[bisect.bisect_right(self._ends, index)][0]
+        return f"{path.name}/{index - self._firsts[path]:06d}"
 
-    def row(self, index: int, columns: Sequence[str] = ()) -> dict[str, Any]:
-        """Return a row as a dict, or some columns of it; columns that the file lacks are missing.
+    def row(self, index: int) -> dict[str, Any]:
+        """Return a row as a dict; wanted columns that the file lacks are missing.
 
         Raises:
             UserError: its row group is broken.
         """
         group = bisect.bisect_right(self._ends, index)
-        rows = self._group(group)
-        if columns:
-            rows = rows.select([name for name in columns if name in rows.column_names])
-        return rows.slice(index - (self._ends[group] - self.groups[group]), 1).to_pylist()[0]
+        return self._group(group).slice(index - (self._ends[group] - self.groups[group]), 1).to_pylist()[0]
 
     def _group(self, group: int) -> Any:
         kept = self._kept.get(group)
@@ -89,7 +84,7 @@ class Table:
             return kept
         path, number, columns = self._places[group]
         try:
-            with _pyarrow().ParquetFile(path) as file:
+            with pyarrow_parquet().ParquetFile(path) as file:
                 kept = file.read_row_group(number, columns=columns, use_threads=False)
         except (OSError, ValueError) as error:
             raise UserError(f"{path}, row group {number} cannot be read: {str(error).splitlines()[0]}") from error
@@ -111,7 +106,8 @@ def picture(cell: Any, root: Path, name: str) -> Photo:
     raise UserError(f"{name} is empty")
 
 
-def _pyarrow() -> Any:
+def pyarrow_parquet() -> Any:
+    """Return the module pyarrow.parquet. Raises UserError where it is not installed."""
     try:
         from pyarrow import parquet
     except ImportError as error:

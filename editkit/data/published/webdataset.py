@@ -53,16 +53,11 @@ class ShardSource:
             raise UserError(f"there are no shards of {split} in {root}: expected {root / split / '*.tar'}")
         with ThreadPoolExecutor() as pool:
             listed = list(pool.map(members, shards))
-        found = [
-            (shard, key, places) for shard, (samples, _) in zip(shards, listed, strict=True) for key, places in samples.items()
-        ]
+        found = [(shard, *sample) for shard, (samples, _) in zip(shards, listed, strict=True) for sample in samples.items()]
         good = [sample for sample in found if _first(sample[2], names["image"])]
         self.samples = [good[k] for k in (range(len(good)) if parted else share(len(good), split, validation, test))]
-        bare = len(found) - len(good)
-        self.notes = (
-            *(text for _, text in listed if text),
-            *([f"{bare} samples without a picture are left out"] if bare else []),
-        )
+        bare = [f"{len(found) - len(good)} samples without a picture are left out"] * (len(good) < len(found))
+        self.notes = (*(text for _, text in listed if text), *bare)
         if not self.samples:
             why = self.notes[0] if self.notes and not good else f"none of its {len(good)} samples falls to {split}"
             raise UserError(f"{root} has no samples for {split}: {why}")
@@ -147,18 +142,13 @@ def members(shard: Path) -> tuple[dict[str, Places], str]:
     try:
         with tarfile.open(shard, "r:") as tar:  # no compression: only then can a file be read where it lies
             for member in tar:
-                folder, _, name = member.name.rpartition("/")
+                folder, slash, name = member.name.rpartition("/")
                 stem, dot, kind = name.partition(".")
                 if member.isfile() and stem and dot:
-                    samples.setdefault(f"{folder}/{stem}" if folder else stem, {})[kind.lower()] = (
-                        member.offset_data,
-                        member.size,
-                    )
+                    samples.setdefault(f"{folder}{slash}{stem}", {})[kind.lower()] = (member.offset_data, member.size)
     except (OSError, tarfile.TarError) as error:
-        return (
-            samples,
-            f"{shard} is no plain tar or is cut off after {len(samples)} samples ({error}): unpack .gz, or fetch it again",
-        )
+        what = f"is no plain tar or is cut off after {len(samples)} samples ({error})"
+        return samples, f"{shard} {what}: unpack it if it is compressed, else fetch it again"
     return samples, ""
 
 
