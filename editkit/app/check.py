@@ -102,11 +102,12 @@ def _published(root: Path, layout: Layout, wanted: Sequence[str], method: str) -
     module = layout.opened(root, size=64)
     for split in ("train", "validation", "test"):
         try:
-            dataset = module.dataset(split)
+            dataset = module.open(split)
         except UserError as error:
             findings.append(Finding("missing" if split == "train" else "note", f"{split}: {error}"))
             continue
         findings += [Finding("note", text) for text in dataset.source.notes]
+        findings += [Finding("bad", text) for text in dataset.source.bad]
         before = len(held)
         for key, found in _read_all(dataset):
             if isinstance(found, UserError):

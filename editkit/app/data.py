@@ -55,7 +55,8 @@ def preview(options: PreviewOptions) -> Path:
     prompts = {"prompt": options.prompt, "source_prompt": options.source_prompt}
     cfg = compose(options.recipe_overrides(), prompts=prompts, conf_dirs=options.conf)
     dataset: Any = build(cfg, "data").train_dataset()
-    order = Order(len(dataset), batch_size=min(options.images, len(dataset)), seed=cfg.seed)
+    blocks = getattr(dataset, "blocks", ())
+    order = Order(len(dataset), batch_size=min(options.images, len(dataset)), seed=cfg.seed, blocks=blocks)
     read = Positioned(dataset, cfg.seed)
     picture = sheet([read[at] for at in next(iter(order))])
     write_png(options.output, picture, {"recipe": options.method, "preview": type(dataset).__name__, "items": len(dataset)})

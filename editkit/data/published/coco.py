@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from editkit.data.photo import by, read_photo
-from editkit.data.published.records import Annotated, Objects, Published, Thing, drawn
+from editkit.data.published.records import Annotated, Objects, Published, Source, Thing, drawn
 from editkit.data.published.rle import decode
 from editkit.errors import UserError
 
 PARTS = {"train": "train", "validation": "val", "test": "test"}
 
 
-class CocoSource:
+class CocoSource(Source):
     """The pictures of a split that have an object of a fit size; crowds are no objects.
 
     Args:

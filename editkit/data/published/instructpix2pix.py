@@ -16,14 +16,14 @@ from typing import Any
 from editkit.data.files import inside
 from editkit.data.photo import read_photo
 from editkit.data.published.known import parquet_files
-from editkit.data.published.records import Pair, Pairs, Published, drawn, share
+from editkit.data.published.records import Pair, Pairs, Published, Source, drawn, share
 from editkit.data.published.tables import Table, picture
 from editkit.errors import UserError
 
 NEEDED, WANTED = ("original_image", "edit_prompt", "edited_image"), ("original_prompt", "edited_prompt")
 
 
-class FolderSource:
+class FolderSource(Source):
     """One sample an instruction; in training any of its pairs, else the first.
 
     Args:
@@ -34,8 +34,6 @@ class FolderSource:
     Raises:
         UserError: a broken seeds.json, or no instruction in this split.
     """
-
-    notes = ()
 
     def __init__(self, root: Path, split: str, validation: float, test: float):
         self.root, self.split = root, split
@@ -64,7 +62,7 @@ class FolderSource:
         )
 
 
-class ParquetSource:
+class ParquetSource(Source):
     """One sample a row, of the files of the split or, where there are none, of the last rows of training.
 
     Args:
@@ -76,8 +74,6 @@ class ParquetSource:
         UserError: as `Table`, or no row in this split.
     """
 
-    notes = ()
-
     def __init__(self, root: Path, split: str, validation: float, test: float):
         self.root = root
         files = {name: [path for path in parquet_files(root) if path.name.startswith(name)] for name in ("validation", "test")}
@@ -87,6 +83,7 @@ class ParquetSource:
         self.rows = range(len(self.table))
         if not files.get(split):
             self.rows = share(len(self.table), split, 0 if files["validation"] else validation, 0 if files["test"] else test)
+        self.bad, self.blocks = tuple(self.table.bad), self.table.blocks(self.rows)
         if not self.rows:
             raise UserError(f"{root} has {len(self.table)} rows, and none of them falls to {split}: raise data.{split}")
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from editkit.data.photo import Photo
 from editkit.data.published.known import parquet_files
-from editkit.data.published.records import Pair, Pairs, Published
+from editkit.data.published.records import Pair, Pairs, Published, Source
 from editkit.data.published.tables import Table, picture
 from editkit.errors import UserError
 
@@ -21,7 +21,7 @@ PARTS = {"train": "train", "validation": "dev", "test": "test"}
 COLUMNS = ("img_id", "turn_index", "source_img", "mask_img", "instruction", "target_img")
 
 
-class MagicBrushSource:
+class MagicBrushSource(Source):
     """One sample a turn.
 
     Args:
@@ -32,8 +32,6 @@ class MagicBrushSource:
         UserError: as `Table`, or no files of the split.
     """
 
-    notes = ()
-
     def __init__(self, root: Path, split: str):
         self.root = root
         files = [path for path in parquet_files(root) if path.name.startswith(PARTS[split])]
@@ -41,6 +39,7 @@ class MagicBrushSource:
             there = ", ".join(path.name for path in parquet_files(root)[:3])
             raise UserError(f"{root} has no {PARTS[split]}-*.parquet, which the {split} split needs; there are: {there}")
         self.table = Table(files, COLUMNS)
+        self.bad, self.blocks = tuple(self.table.bad), self.table.groups
 
     def __len__(self) -> int:
         return len(self.table)

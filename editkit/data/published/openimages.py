@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from editkit.data.photo import SUFFIXES, read_photo
-from editkit.data.published.records import Annotated, Objects, Published, Thing, drawn
+from editkit.data.published.records import Annotated, Objects, Published, Source, Thing, drawn
 from editkit.errors import UserError
 
 COLUMNS = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax")
@@ -46,7 +46,7 @@ class Boxes:
     bad: int = 0
 
 
-class OpenImagesSource:
+class OpenImagesSource(Source):
     """The pictures of a split that have a box of a fit size; boxes about groups are no objects.
 
     Args:
@@ -70,7 +70,7 @@ class OpenImagesSource:
         self.starts = np.searchsorted(np.asarray(found.picture)[order], np.arange(len(self.ids) + 1))
         self.captions = _captions(root, split)
         self.folders = [folder for base in (root, root / "images") for folder in base.glob(f"{split}*") if folder.is_dir()]
-        self.notes = (f"{found.bad} rows of {path} are no boxes and are left out",) if found.bad else ()
+        self.bad = (f"{found.bad} rows of {path} are no boxes and are left out",) if found.bad else ()
         if not self.ids:
             raise UserError(f"{path} has no picture with a box between {area[0]:.0%} and {area[1]:.0%} of it")
         if not self.folders:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,30 +66,57 @@ class Annotated:
     caption: str = ""
 
 
-R = TypeVar("R", covariant=True)
-
-
-class Source(Protocol[R]):
-    """Samples of one split, read one by one.
+class Source:
+    """Samples of one split, read one by one; a subclass has `__len__`, `key` and `record`.
 
     Attributes:
-        notes: what was left out when the files were listed, for people.
+        notes: what was left out on purpose when the files were listed, for people.
+        bad: what was left out because it is broken.
+        blocks: numbers of consecutive samples that are read from a file together; () where each is read alone.
     """
 
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    bad: tuple[str, ...] = ()
+    blocks: Sequence[int] = ()
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        raise NotImplementedError(f"{type(self).__name__}.__len__")
 
     def key(self, index: int) -> str:
         """Name a sample."""
-        ...
+        raise NotImplementedError(f"{type(self).__name__}.key")
 
-    def record(self, index: int) -> R:
-        """Read a sample, or raise UserError saying what is wrong with it."""
-        ...
+    def record(self, index: int) -> Any:
+        """Read a sample, a `Pair` or an `Annotated`, or raise UserError saying what is wrong with it."""
+        raise NotImplementedError(f"{type(self).__name__}.record")
 
 
-class Pairs(Readings):
+class Sourced(Readings):
+    """Base of the data sets over a source.
+
+    Args:
+        source: what to read.
+        size: side of the items in pixels.
+        how: `crop` or `resize`.
+    """
+
+    def __init__(self, source: Source, size: int, how: str = "crop"):
+        super().__init__()
+        self.source, self.size, self.how = source, size, how
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def key(self, index: int) -> str:
+        return self.source.key(index)
+
+    @property
+    def blocks(self) -> Sequence[int]:
+        """See `Source`."""
+        return self.source.blocks
+
+
+class Pairs(Sourced):
     """Items of a source of `Pair`.
 
     Items hold image, key, index, caption, factors, visible, target, target_caption, instruction, mask and references (see
@@ -99,16 +127,6 @@ class Pairs(Readings):
         size: side of the items in pixels.
         how: `crop` takes the largest centred square, `resize` squeezes the whole picture.
     """
-
-    def __init__(self, source: Source[Pair], size: int, how: str = "crop"):
-        super().__init__()
-        self.source, self.size, self.how = source, size, how
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def key(self, index: int) -> str:
-        return self.source.key(index)
 
     def read(self, index: int) -> dict[str, Any]:
         pair = self.source.record(index)
@@ -133,7 +151,7 @@ class Pairs(Readings):
         return fit(photo.size, (self.size, self.size), self.how)
 
 
-class Objects(Readings):
+class Objects(Sourced):
     """Items of a source of `Annotated`.
 
     Items hold image, key, index, caption, factors and visible (see `editkit.data.items`), and as toy scenes do, padded with
@@ -149,15 +167,9 @@ class Objects(Readings):
         slots: objects of an item; of a picture with more, the largest.
     """
 
-    def __init__(self, source: Source[Annotated], size: int, how: str = "crop", slots: int = 8):
-        super().__init__()
-        self.source, self.size, self.how, self.slots = source, size, how, slots
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def key(self, index: int) -> str:
-        return self.source.key(index)
+    def __init__(self, source: Source, size: int, how: str = "crop", slots: int = 8):
+        super().__init__(source, size, how)
+        self.slots = slots
 
     def read(self, index: int) -> dict[str, Any]:
         record = self.source.record(index)
@@ -166,7 +178,8 @@ class Objects(Readings):
         part = fit(photo.size, square, self.how)
         if self.how == "crop":
             part = fit_holding(photo.size, square, _largest(things, 1)[0].box)
-        masks, boxes, labels = torch.zeros(self.slots, *square), torch.zeros(self.slots, 4, dtype=torch.int64), []
+        masks, boxes = torch.zeros(self.slots, *square), torch.zeros(self.slots, 4, dtype=torch.int64)
+        labels: list[str] = []
         for thing in things:
             box = _inside(part, thing)
             if box is not None:
@@ -208,16 +221,19 @@ class Published(DataModule):
         if fit not in HOW:
             raise UsageError(f"data.fit={fit} is none of {', '.join(HOW)}")
         self.root, self.size, self.fit = Path(root).expanduser(), size, fit
-        self._opened: dict[str, Readings] = {}
+        self._opened: dict[str, Sourced] = {}
 
-    def open(self, split: str) -> Readings:
+    def open(self, split: str) -> Sourced:
         """List the files of a split."""
         raise NotImplementedError(f"{type(self).__name__}.open")
 
-    def dataset(self, split: str) -> Readings:
+    def dataset(self, split: str) -> Sourced:
         if split not in self._opened:
             check_looks(self.root, self.layout)
             self._opened[split] = self.open(split)
+            bad = self._opened[split].source.bad
+            if bad:
+                warnings.warn(f"{self.root}, {split}: {len(bad)} left out as broken; the first: {bad[0]}", stacklevel=2)
         return self._opened[split]
 
 

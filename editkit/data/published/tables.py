@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import warnings
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -19,12 +18,13 @@ class Table:
     """The rows of some parquet files, in the files' order; nothing is kept open, so that processes may share it.
 
     Args:
-        paths: the files; one that is broken is left out with a warning.
+        paths: the files; one that is broken is left out.
         needed: columns that every file must have.
         wanted: columns that are read too where a file has them.
 
     Attributes:
         groups: the number of rows of each row group.
+        bad: what is wrong with the files that are left out.
 
     Raises:
         UserError: pyarrow is not installed, a column is missing, or no file can be read.
@@ -35,14 +35,14 @@ class Table:
         self._places: list[tuple[Path, int, list[str]]] = []
         self._firsts: dict[Path, int] = {}
         self.groups: list[int] = []
-        bad: list[str] = []
+        self.bad: list[str] = []
         for path in paths:
             try:
                 with parquet.ParquetFile(path) as file:
                     names = file.schema_arrow.names
                     rows = [file.metadata.row_group(k).num_rows for k in range(file.num_row_groups)]
             except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
-                bad.append(f"{path} cannot be read ({str(error).splitlines()[0]}): fetch it again")
+                self.bad.append(f"{path} cannot be read ({str(error).splitlines()[0]}): fetch it again")
                 continue
             for name in needed:
                 if name not in names:
@@ -51,10 +51,8 @@ class Table:
             self._places += [(path, k, columns) for k in range(len(rows))]
             self._firsts[path] = sum(self.groups)
             self.groups += rows
-        if bad:
-            warnings.warn(f"{len(bad)} of {len(paths)} parquet files are left out; the first: {bad[0]}", stacklevel=3)
         if not self._places:
-            raise UserError(bad[0] if bad else "there are no parquet files")
+            raise UserError(self.bad[0] if self.bad else "there are no rows in the parquet files")
         self._ends = list(accumulate(self.groups))
         self._kept: dict[int, Any] = {}
 
@@ -68,6 +66,13 @@ class Table:
         """Name a row: its file and its place there."""
         path = self._places[bisect.bisect_right(self._ends, index)][0]
         return f"{path.name}/{index - self._firsts[path]:06d}"
+
+    def blocks(self, rows: range) -> list[int]:
+        """Return how many of consecutive rows lie in each row group."""
+        spans = (
+            (max(end - length, rows.start), min(end, rows.stop)) for end, length in zip(self._ends, self.groups, strict=True)
+        )
+        return [stop - start for start, stop in spans if start < stop]
 
     def row(self, index: int) -> dict[str, Any]:
         """Return a row as a dict; wanted columns that the file lacks are missing.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from editkit.data.photo import Photo, mask_of, photo_from_bytes
-from editkit.data.published.records import Pair, Pairs, Published, share
+from editkit.data.published.records import Pair, Pairs, Published, Source, share
 from editkit.errors import UsageError, UserError, suggestion
 
 PICTURE = ("jpg", "jpeg", "png", "webp")
@@ -32,7 +32,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {
 Places = dict[str, tuple[int, int]]  # of each file of a sample: where its bytes begin in the shard, and how many there are
 
 
-class ShardSource:
+class ShardSource(Source):
     """The samples of the shards of a split, in the shards' order; those without a picture are left out.
 
     Args:
@@ -56,10 +56,11 @@ class ShardSource:
         found = [(shard, *sample) for shard, (samples, _) in zip(shards, listed, strict=True) for sample in samples.items()]
         good = [sample for sample in found if _first(sample[2], names["image"])]
         self.samples = [good[k] for k in (range(len(good)) if parted else share(len(good), split, validation, test))]
-        bare = [f"{len(found) - len(good)} samples without a picture are left out"] * (len(good) < len(found))
-        self.notes = (*(text for _, text in listed if text), *bare)
+        self.bad = tuple(text for _, text in listed if text)
+        if len(good) < len(found):
+            self.notes = (f"{len(found) - len(good)} samples without a picture are left out",)
         if not self.samples:
-            why = self.notes[0] if self.notes and not good else f"none of its {len(good)} samples falls to {split}"
+            why = f"none of its {len(good)} samples falls to {split}" if good else (*self.bad, *self.notes, "they are empty")[0]
             raise UserError(f"{root} has no samples for {split}: {why}")
 
     def __len__(self) -> int:

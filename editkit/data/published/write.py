@@ -202,8 +202,9 @@ def _tables(folder: Path, part: str, rows: Iterator[dict[str, Any]]) -> None:
 
     for number, some in enumerate(_chunks(rows)):
         table = pyarrow.Table.from_pylist(some)
-        path = folder / "data" / f"{part}-{number:05d}.parquet"
-        write_atomic(path, lambda file, table=table: parquet.write_table(table, file, row_group_size=GROUP))
+        data = io.BytesIO()
+        parquet.write_table(table, data, row_group_size=GROUP)
+        _write(folder / "data" / f"{part}-{number:05d}.parquet", data.getvalue())
 
 
 def _chunks(things: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
