@@ -116,7 +116,8 @@ def _published(root: Path, layout: Layout, wanted: Sequence[str], method: str) -
                 held[key] = found
         counts.append(f"{len(held) - before} {split}")
     findings.append(Finding("ok" if held else "missing", f"{len(held)} samples of {layout.title}: {', '.join(counts) or 'none'}"))
-    return findings + [_lacking(held, name, layout, method) for name in wanted]
+    found = list(dict.fromkeys(findings))  # splits that share files find the same in them
+    return found + [_lacking(held, name, layout, method) for name in wanted]
 
 
 def _read_all(dataset: Any) -> Iterator[tuple[str, set[str] | UserError]]:

@@ -7,9 +7,11 @@ import json
 import tarfile
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 
 from editkit.app.check import check_data
 from editkit.data.photo import photo_from_pil
@@ -22,9 +24,6 @@ from editkit.data.published.rle import decode, encode, unpacked
 from editkit.data.published.tables import Table
 from editkit.data.published.webdataset import WebDataset
 from editkit.errors import UsageError, UserError
-
-pyarrow = pytest.importorskip("pyarrow")  # part of the extra "test"
-from pyarrow import parquet  # noqa: E402
 
 RED, BLUE = (220, 30, 30), (30, 30, 220)
 
