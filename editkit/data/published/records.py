@@ -159,7 +159,7 @@ class Objects(Sourced):
         object_masks     (slots, H, W) float32, 1 = the object; the whole box where only that is known
         boxes            (slots, 4) int64: left, top, right, bottom, the last two exclusive
         object_captions  a label for each object
-    An object of which the item shows nothing is not in it.
+    An object of which the item shows nothing is not in it; a picture without any is broken.
 
     Args:
         source, size: as for `Pairs`.
@@ -186,6 +186,8 @@ class Objects(Sourced):
                 masks[len(labels)] = _mask(part, thing, box)
                 boxes[len(labels)] = torch.tensor(box)
                 labels.append(thing.label)
+        if not labels:
+            raise UserError(f"{photo.name}: none of its objects shows in an item of {self.size} pixels")
         return {
             "image": part.image(photo),
             "key": self.key(index),

@@ -69,10 +69,9 @@ class Table:
 
     def blocks(self, rows: range) -> list[int]:
         """Return how many of consecutive rows lie in each row group."""
-        spans = (
-            (max(end - length, rows.start), min(end, rows.stop)) for end, length in zip(self._ends, self.groups, strict=True)
-        )
-        return [stop - start for start, stop in spans if start < stop]
+        groups = zip(self._ends, self.groups, strict=True)
+        counts = (min(end, rows.stop) - max(end - length, rows.start) for end, length in groups)
+        return [count for count in counts if count > 0]
 
     def row(self, index: int) -> dict[str, Any]:
         """Return a row as a dict; wanted columns that the file lacks are missing.

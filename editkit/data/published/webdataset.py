@@ -40,23 +40,33 @@ class ShardSource(Source):
         split: train, validation or test: sub-folders, else shares of the list.
         validation, test: the shares.
         names: see `NAMES`.
+        listed: what `members` said of shards before; those of this split are added.
 
     Raises:
         UserError: no shard that can be read, or no sample in this split.
     """
 
-    def __init__(self, root: Path, split: str, validation: float, test: float, names: Mapping[str, tuple[str, ...]]):
+    def __init__(
+        self,
+        root: Path,
+        split: str,
+        validation: float,
+        test: float,
+        names: Mapping[str, tuple[str, ...]],
+        listed: dict[Path, tuple[dict[str, Places], str]],
+    ):
         self.root, self.names = root, names
         parted = (root / "train").is_dir()
         shards = sorted((root / split).glob("*.tar") if parted else (*root.glob("*.tar"), *root.glob("*/*.tar")))
         if not shards:
             raise UserError(f"there are no shards of {split} in {root}: expected {root / split / '*.tar'}")
+        new = [shard for shard in shards if shard not in listed]
         with ThreadPoolExecutor() as pool:
-            listed = list(pool.map(members, shards))
-        found = [(shard, *sample) for shard, (samples, _) in zip(shards, listed, strict=True) for sample in samples.items()]
+            listed.update(zip(new, pool.map(members, new), strict=True))
+        found = [(shard, *sample) for shard in shards for sample in listed[shard][0].items()]
         good = [sample for sample in found if _first(sample[2], names["image"])]
         self.samples = [good[k] for k in (range(len(good)) if parted else share(len(good), split, validation, test))]
-        self.bad = tuple(text for _, text in listed if text)
+        self.bad = tuple(listed[shard][1] for shard in shards if listed[shard][1])
         if len(good) < len(found):
             self.notes = (f"{len(found) - len(good)} samples without a picture are left out",)
         if not self.samples:
@@ -128,10 +138,11 @@ class WebDataset(Published):
         for name in names or {}:
             if name not in NAMES:
                 raise UsageError(f"data.names has no {name!r}.{suggestion(name, NAMES)} There are: {', '.join(NAMES)}")
+        self._listed: dict[Path, tuple[dict[str, Places], str]] = {}
         self.names = {**NAMES, **{name: (suffix,) for name, suffix in (names or {}).items()}}
 
     def open(self, split: str) -> Pairs:
-        return Pairs(ShardSource(self.root, split, *self.shares, self.names), self.size, self.fit)
+        return Pairs(ShardSource(self.root, split, *self.shares, self.names, self._listed), self.size, self.fit)
 
 
 def members(shard: Path) -> tuple[dict[str, Places], str]:
