@@ -109,15 +109,15 @@ def _published(root: Path, layout: Layout, wanted: Sequence[str], method: str) -
         findings += [Finding("note", text) for text in dataset.source.notes]
         findings += [Finding("bad", text) for text in dataset.source.bad]
         before = len(held)
-        for key, found in _read_all(dataset):
-            if isinstance(found, UserError):
-                findings.append(Finding("bad", str(found)))
+        for key, names in _read_all(dataset):
+            if isinstance(names, UserError):
+                findings.append(Finding("bad", str(names)))
             else:
-                held[key] = found
+                held[key] = names
         counts.append(f"{len(held) - before} {split}")
     findings.append(Finding("ok" if held else "missing", f"{len(held)} samples of {layout.title}: {', '.join(counts) or 'none'}"))
-    found = list(dict.fromkeys(findings))  # splits that share files find the same in them
-    return found + [_lacking(held, name, layout, method) for name in wanted]
+    findings = list(dict.fromkeys(findings))  # splits that share files find the same in them
+    return findings + [_lacking(held, name, layout, method) for name in wanted]
 
 
 def _read_all(dataset: Any) -> Iterator[tuple[str, set[str] | UserError]]:

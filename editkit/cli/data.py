@@ -44,7 +44,7 @@ def render(
 
 @app.command("check")
 def check(
-    folder: Annotated[Path, typer.Argument(help="Folder of images.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of images, or of a published data set.")],
     method: Annotated[str | None, typer.Option("--for", help="Recipe to train on it.", autocompletion=complete_recipe)] = None,
     conf: Annotated[list[Path] | None, typer.Option(help="A folder of your own recipes.")] = None,
 ) -> int:
