@@ -1,0 +1,152 @@
+"""Training of the oracle that evaluation reads scenes with (its network is `editkit.metrics.scene_oracle`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from editkit.backbones.assets import resolve
+from editkit.data.disturbances import compressed, disturbed
+from editkit.data.items import collate
+from editkit.data.scene_views import VariedScenes
+from editkit.data.toyworld.scenes.factors import Scene, readable
+from editkit.metrics.scene_oracle import CELLS, SceneOracle, load_scene_oracle
+from editkit.training.figures import record
+from editkit.training.folder import FolderMethod
+from editkit.training.scene_figures import OF_THINGS, OF_WHOLES, oracle_figures
+
+UNSEEN = -100  # class of what is not to be read
+NOTHING = len(OF_THINGS["shape"])
+NOTHING_WEIGHT = 0.3  # most cells show no object
+COARSEST = 0.25  # step of the heaviest JPEG-like rounding
+
+
+class SceneReader(FolderMethod):
+    """Train the scene oracle on renders, disturbed renders and, where there is one, an autoencoder's reconstructions.
+
+    Args:
+        reconstruct_with: a folder of an AutoencoderKL, or one that holds it under vae/; a third of each batch goes through it.
+            None trains on renders alone.
+        init_from: a folder of a scene oracle to go on from; None starts from scratch.
+        weights: folder that the task `measure` reads and whose card it completes.
+    """
+
+    def __init__(
+        self,
+        *,
+        reconstruct_with: str | None = None,
+        init_from: str | None = None,
+        weights: str = "editkit:toy-scene-oracle",
+        optimizer: Any = None,
+        scheduler: Any = None,
+    ):
+        super().__init__(optimizer=optimizer, scheduler=scheduler)
+        self.oracle = load_scene_oracle(init_from) if init_from else SceneOracle(OF_WHOLES, OF_THINGS)
+        self.autoencoder = load_autoencoder(reconstruct_with) if reconstruct_with else None
+        self.weights = weights
+
+    def trainable(self) -> dict[str, Iterable[nn.Parameter]]:
+        return {"oracle": self.oracle.parameters()}
+
+    def loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        scenes: list[Scene] = batch["scene"]
+        images, instances = mirrored(batch["image"], batch["instances"])
+        if self.autoencoder is not None:
+            third = torch.arange(len(images), device=images.device)[:, None, None, None] % 3 == 0
+            images = torch.where(third, rebuilt(self.autoencoder, images), images)
+        whole, votes = self.oracle(spoiled(images))
+        classes = whole_classes(scenes)
+        costs = [_cost(whole[name], classes[name]) for name in whole]
+        cells = cell_classes(scenes, instances)
+        weights = torch.ones(NOTHING + 1, device=images.device)
+        weights[NOTHING] = NOTHING_WEIGHT
+        shape = F.cross_entropy(votes["shape"].float(), cells["shape"].to(images.device), weights)
+        return {
+            "whole": torch.stack(costs).mean(),
+            "shape": shape,
+            "colour": _cost(votes["colour"], cells["colour"]),
+            "texture": _cost(votes["texture"], cells["texture"]),
+        }
+
+    @property
+    def tasks(self) -> dict[str, Callable[[Any], Mapping[str, Any]]]:
+        return {"measure": self._measure}
+
+    def _measure(self, data: Any) -> Mapping[str, Any]:
+        rebuild = (lambda images: rebuilt(self.autoencoder, images)) if self.autoencoder is not None else None
+        return record(self.weights, oracle_figures(load_scene_oracle(self.weights), rebuild))
+
+    def save(self, folder: Path) -> Path:
+        self.oracle.save(folder)
+        return folder / "model.safetensors"
+
+    def dummy_batch(self) -> dict[str, Any]:
+        scenes = VariedScenes("train", 4)
+        batch = collate([scenes[k] for k in range(4)])
+        return self.transfer_batch_to_device(batch, self.device, 0)
+
+
+def load_autoencoder(path: str) -> AutoencoderKL:
+    """Load an AutoencoderKL in single precision from its folder, or from vae/ in that of a pipeline."""
+    folder = resolve(path)
+    folder = folder / "vae" if (folder / "vae").is_dir() else folder
+    return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def rebuilt(autoencoder: Any, images: Tensor) -> Tensor:
+    """Return what an autoencoder makes of images (B, 3, H, W) in [-1, 1]."""
+    return autoencoder.decode(autoencoder.encode(images).latent_dist.mode()).sample.float().clamp(-1, 1)
+
+
+def spoiled(images: Tensor) -> Tensor:
+    """Blur, add noise and shift colours, and round a third of them as JPEG does."""
+    images = disturbed(images)
+    coarseness = 0.02 + COARSEST * torch.rand(len(images), device=images.device).square()
+    chosen = torch.rand(len(images), 1, 1, 1, device=images.device) < 1 / 3
+    return torch.where(chosen, compressed(images, coarseness), images)
+
+
+def mirrored(images: Tensor, instances: Tensor) -> tuple[Tensor, Tensor]:
+    """Mirror half of the pictures (B, 3, H, W) with their instances (B, H, W); nothing that is read depends on the side."""
+    flip = torch.rand(len(images), device=images.device) < 0.5
+    return (
+        torch.where(flip[:, None, None, None], images.flip(3), images),
+        torch.where(flip[:, None, None], instances.flip(2), instances),
+    )
+
+
+def whole_classes(scenes: Sequence[Scene]) -> dict[str, Tensor]:
+    """Return the classes (B,) of the factors of whole pictures, UNSEEN where a picture does not show one."""
+    told = [{**vars(scene), "count": str(len(scene.things))} for scene in scenes]
+    return {
+        name: torch.tensor(
+            [values.index(one[name]) if name in readable(scene) else UNSEEN for one, scene in zip(told, scenes, strict=True)]
+        )
+        for name, values in OF_WHOLES.items()
+    }
+
+
+def cell_classes(scenes: Sequence[Scene], instances: Tensor) -> dict[str, Tensor]:
+    """Return the classes (B, 16, 16) of what each cell shows in its middle: NOTHING or UNSEEN where no object is."""
+    cells = F.interpolate(instances[:, None].float(), CELLS, mode="nearest-exact")[:, 0].long()
+    found = {}
+    for name, values in OF_THINGS.items():
+        empty = NOTHING if name == "shape" else UNSEEN
+        tables = [[empty, *(values.index(getattr(thing, name)) for thing in scene.things)] for scene in scenes]
+        pairs = zip(tables, cells, strict=True)
+        found[name] = torch.stack([torch.tensor(table, device=cells.device)[one] for table, one in pairs])
+    return found
+
+
+def _cost(logits: Tensor, classes: Tensor) -> Tensor:
+    """Return the mean cross entropy over what is to be read; 0 where nothing is."""
+    classes = classes.to(logits.device)
+    total = F.cross_entropy(logits.float(), classes, ignore_index=UNSEEN, reduction="sum")
+    return total / (classes != UNSEEN).sum().clamp_min(1)
