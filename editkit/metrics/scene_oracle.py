@@ -26,7 +26,7 @@ THERE = 0.5  # chance from which on an object counts as present
 
 @dataclass(frozen=True)
 class Reading:
-    """What is read of one factor: the classes, indices into `values`, and their probabilities, one for each that was asked for."""
+    """What is read of one factor: classes, indices into `values`, and their probabilities, one for each that was asked for."""
 
     values: tuple[str, ...]
     classes: Tensor
@@ -185,7 +185,7 @@ def load_scene_oracle(path: str | Path = "editkit:toy-scene-oracle") -> SceneOra
 
 
 def _cells(masks: Tensor) -> Tensor:
-    """Return how much each cell counts for regions (B, N, H, W), (B, N, 16, 16): those on the edge only where there are no others."""
+    """Return how much each cell counts for regions (B, N, H, W): (B, N, 16, 16); edges only where there is nothing else."""
     cover = F.adaptive_avg_pool2d(masks.float(), CELLS)
     inner = cover * (cover >= 0.5)
     return torch.where(inner.sum((2, 3), keepdim=True) > 0, inner, cover)

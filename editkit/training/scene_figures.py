@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,24 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from editkit.backbones.clip import ClipEncoder
 from editkit.data.disturbances import compressed
 from editkit.data.items import image_tensor
-from editkit.data.toyworld.scenes.drawing import Picture, picture
-from editkit.data.toyworld.scenes.factors import COLOURS, MOST, PLACES, SEASONS, STYLES, TEXTURES, TIMES, Scene, readable
-from editkit.data.toyworld.scenes.shapes import SHAPES
+from editkit.data.scene_classes import OF_WHOLES
+from editkit.data.toyworld.scenes.captions import full_caption
+from editkit.data.toyworld.scenes.drawing import Picture, picture, render
+from editkit.data.toyworld.scenes.factors import COLOURS, MOST, SEASONAL, STYLES, Scene, readable
+from editkit.data.toyworld.scenes.words import AT_TIME, COLOUR_WORDS, IN_SEASON, SETTINGS, SHAPE_WORDS, a
 from editkit.data.toyworld.scenes.world import scene_at
 from editkit.metrics.scene_oracle import THERE, SceneOracle
 
 BATCH = 64
-COUNTS = tuple(str(number) for number in range(MOST + 1))
-OF_WHOLES: Mapping[str, tuple[str, ...]] = {
-    "place": PLACES,
-    "time": TIMES,
-    "season": SEASONS,
-    "style": STYLES,
-    "count": COUNTS,
-}
-OF_THINGS: Mapping[str, tuple[str, ...]] = {"shape": tuple(SHAPES), "colour": tuple(COLOURS), "texture": TEXTURES}
 
 
 def oracle_figures(
@@ -54,8 +48,7 @@ def oracle_figures(
 def accuracy(oracle: SceneOracle, scenes: Sequence[Scene], change: Callable[[Tensor], Tensor] = lambda x: x) -> dict[str, float]:
     """Return the share of what can be read in pictures of scenes that the oracle reads rightly, by factor and aspect."""
     right: dict[str, list[bool]] = {}
-    for start in range(0, len(scenes), BATCH):
-        part = scenes[start : start + BATCH]
+    for part in batched(scenes, BATCH):
         drawn = [picture(scene) for scene in part]
         shown = change(torch.stack([image_tensor(one.image) for one in drawn]))
         whole = oracle.read_scene(shown)
@@ -87,6 +80,58 @@ def finding(oracle: SceneOracle, scenes: Sequence[Scene]) -> dict[str, Any]:
         found.append(oracle.find(shown, thing.shape, thing.colour).confidence.item() >= THERE)
         mistaken.append(oracle.find(shown, thing.shape, absent).confidence.item() >= THERE)
     return {"found": round(sum(found) / len(found), 4), "found though absent": round(sum(mistaken) / len(mistaken), 4)}
+
+
+@torch.no_grad()
+def clip_scene_figures(clip: ClipEncoder, *, images: int = 512) -> dict[str, Any]:
+    """Return zero-shot accuracies on test scenes, and how often the full caption is the likest of 64 for its own picture."""
+    scenes = [scene_at("test", k) for k in range(images)]
+    seen = torch.cat([clip.image(torch.stack([image_tensor(render(one)) for one in part])) for part in batched(scenes, BATCH)])
+    figures: dict[str, Any] = {}
+    for name, (prompts, clear) in PROMPTS.items():
+        right = []
+        for scene, features in zip(scenes, seen, strict=True):
+            if clear(scene):
+                options = prompts(scene)
+                right.append(list(options)[int((clip.text(list(options.values())) @ features).argmax())] == answer(scene, name))
+        figures[f"zero-shot {name}"] = round(sum(right) / len(right), 4)
+    texts = torch.cat([clip.text([full_caption(one).text for one in part]) for part in batched(scenes, BATCH)])
+    hits = [
+        (own @ words.T).argmax(1) == torch.arange(len(own), device=own.device)
+        for own, words in zip(seen.split(BATCH), texts.split(BATCH), strict=True)
+    ]
+    return figures | {"caption of 64": round(torch.cat(hits).float().mean().item(), 4)}
+
+
+def answer(scene: Scene, name: str) -> str:
+    """Return the value of a factor, or of an aspect of the first object."""
+    return str(getattr(scene if name in OF_WHOLES else scene.things[0], name))
+
+
+def _alone(scene: Scene) -> bool:
+    return len(scene.things) == 1
+
+
+# By factor: the prompts by value, for a scene, and the scenes that can be asked about.
+PROMPTS: Mapping[str, tuple[Callable[[Scene], dict[str, str]], Callable[[Scene], bool]]] = {
+    "place": (lambda scene: {place: words[0] for place, words in SETTINGS.items()}, lambda scene: True),
+    "time": (
+        lambda scene: {time: f"{SETTINGS[scene.place][0]} {words[0]}" for time, words in AT_TIME.items()},
+        lambda scene: True,
+    ),
+    "season": (
+        lambda scene: {season: f"{SETTINGS[scene.place][0]} {words[0]}" for season, words in IN_SEASON.items()},
+        lambda scene: scene.place in SEASONAL,
+    ),
+    "shape": (lambda scene: {shape: a(words[0]) for shape, words in SHAPE_WORDS.items()}, _alone),
+    "colour": (lambda scene: {colour: a(f"{words[0]} object") for colour, words in COLOUR_WORDS.items()}, _alone),
+}
+
+
+def batched(scenes: Sequence[Scene], size: int) -> Iterator[Sequence[Scene]]:
+    """Yield the scenes in parts of a size."""
+    for start in range(0, len(scenes), size):
+        yield scenes[start : start + size]
 
 
 def named(kind: str, shares: Mapping[str, float]) -> dict[str, Any]:

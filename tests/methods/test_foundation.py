@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import editkit.methods.foundation.clip as foundation
+import editkit.methods.foundation.clip.faces as foundation
 from editkit.backbones.clip import load_clip
 from editkit.backbones.pixel import PixelBackbone, load_pixel
 from editkit.data.pairs import FacePairs, face_named
@@ -15,7 +15,8 @@ from editkit.data.toyworld.faces import CATEGORICAL, CONTINUOUS, draw_face
 from editkit.data.toyworld.world import EDITS, counterfactual, face_at
 from editkit.engine.schedule import Schedule
 from editkit.errors import UsageError
-from editkit.methods.foundation.clip import ToyClip, _direction_loss, _drift, _part_way, factor_classes, train_tokenizer
+from editkit.methods.foundation.clip.faces import ToyClip, _direction_loss, _drift, _part_way, factor_classes
+from editkit.methods.foundation.clip.tokens import train_tokenizer
 from editkit.methods.foundation.ddpm import PixelDiffusion, without_skips
 from editkit.methods.foundation.features import CHANGEABLE, Identity, Perceptual, same_person
 

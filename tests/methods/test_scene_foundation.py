@@ -9,13 +9,14 @@ import torch.nn.functional as F
 
 import editkit.training.scene_figures as figures_module
 from editkit.data.items import collate
+from editkit.data.scene_classes import NOTHING, OF_THINGS, OF_WHOLES, UNSEEN, cell_classes, whole_classes
 from editkit.data.scene_views import VariedScenes
 from editkit.data.toyworld.scenes.drawing import picture
 from editkit.data.toyworld.scenes.factors import Scene, Thing
 from editkit.data.toyworld.scenes.world import scene_at
-from editkit.methods.foundation.scene_oracle import NOTHING, UNSEEN, SceneReader, cell_classes, mirrored, whole_classes
+from editkit.methods.foundation.scene_oracle import SceneReader, mirrored
 from editkit.metrics.scene_oracle import SceneOracle, load_scene_oracle
-from editkit.training.scene_figures import OF_THINGS, OF_WHOLES, accuracy
+from editkit.training.scene_figures import accuracy
 
 STAR, CUP = Thing("star", "red"), Thing("cup", "blue", "dotted")
 
@@ -24,7 +25,7 @@ def test_cells_are_classes_of_the_object_in_their_middle():
     instances = torch.zeros(2, 64, 64, dtype=torch.long)
     instances[0, 8:16, 8:16], instances[0, 40:48, 8:16] = 1, 2
     instances[1, 8:16, 8:16] = 1
-    classes = cell_classes([Scene((STAR, CUP)), Scene((CUP,))], instances)
+    classes = cell_classes([Scene((STAR, CUP)), Scene((CUP,))], instances, 16)
     star, cup = ({name: OF_THINGS[name].index(getattr(thing, name)) for name in OF_THINGS} for thing in (STAR, CUP))
     for name, values in classes.items():
         assert (values[0, 2:4, 2:4] == star[name]).all() and (values[0, 10:12, 2:4] == cup[name]).all()
@@ -75,7 +76,7 @@ class Knowing(SceneOracle):
 
     def logits(self, images):
         instances = torch.from_numpy(np.stack([picture(scene).instances for scene in self.scenes]).astype(np.int64))
-        cells = cell_classes(self.scenes, instances)
+        cells = cell_classes(self.scenes, instances, 16)
         sizes = {name: len(values) + (name == "shape") for name, values in OF_THINGS.items()}
         votes = {name: F.one_hot(cells[name].clamp_min(0), sizes[name]).movedim(3, 1) * 20.0 for name in sizes}
         whole = whole_classes(self.scenes)

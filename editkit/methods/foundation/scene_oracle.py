@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,14 @@ from torch import Tensor, nn
 from editkit.backbones.assets import resolve
 from editkit.data.disturbances import compressed, disturbed
 from editkit.data.items import collate
+from editkit.data.scene_classes import NOTHING, OF_THINGS, OF_WHOLES, cell_classes, class_cost, whole_classes
 from editkit.data.scene_views import VariedScenes
-from editkit.data.toyworld.scenes.factors import Scene, readable
+from editkit.data.toyworld.scenes.factors import Scene
 from editkit.metrics.scene_oracle import CELLS, SceneOracle, load_scene_oracle
 from editkit.training.figures import record
 from editkit.training.folder import FolderMethod
-from editkit.training.scene_figures import OF_THINGS, OF_WHOLES, oracle_figures
+from editkit.training.scene_figures import oracle_figures
 
-UNSEEN = -100  # class of what is not to be read
-NOTHING = len(OF_THINGS["shape"])
 NOTHING_WEIGHT = 0.3  # most cells show no object
 COARSEST = 0.25  # step of the heaviest JPEG-like rounding
 
@@ -62,16 +61,16 @@ class SceneReader(FolderMethod):
             images = torch.where(third, rebuilt(self.autoencoder, images), images)
         whole, votes = self.oracle(spoiled(images))
         classes = whole_classes(scenes)
-        costs = [_cost(whole[name], classes[name]) for name in whole]
-        cells = cell_classes(scenes, instances)
+        costs = [class_cost(whole[name], classes[name]) for name in whole]
+        cells = cell_classes(scenes, instances, CELLS)
         weights = torch.ones(NOTHING + 1, device=images.device)
         weights[NOTHING] = NOTHING_WEIGHT
         shape = F.cross_entropy(votes["shape"].float(), cells["shape"].to(images.device), weights)
         return {
             "whole": torch.stack(costs).mean(),
             "shape": shape,
-            "colour": _cost(votes["colour"], cells["colour"]),
-            "texture": _cost(votes["texture"], cells["texture"]),
+            "colour": class_cost(votes["colour"], cells["colour"]),
+            "texture": class_cost(votes["texture"], cells["texture"]),
         }
 
     @property
@@ -120,33 +119,3 @@ def mirrored(images: Tensor, instances: Tensor) -> tuple[Tensor, Tensor]:
         torch.where(flip[:, None, None, None], images.flip(3), images),
         torch.where(flip[:, None, None], instances.flip(2), instances),
     )
-
-
-def whole_classes(scenes: Sequence[Scene]) -> dict[str, Tensor]:
-    """Return the classes (B,) of the factors of whole pictures, UNSEEN where a picture does not show one."""
-    told = [{**vars(scene), "count": str(len(scene.things))} for scene in scenes]
-    return {
-        name: torch.tensor(
-            [values.index(one[name]) if name in readable(scene) else UNSEEN for one, scene in zip(told, scenes, strict=True)]
-        )
-        for name, values in OF_WHOLES.items()
-    }
-
-
-def cell_classes(scenes: Sequence[Scene], instances: Tensor) -> dict[str, Tensor]:
-    """Return the classes (B, 16, 16) of what each cell shows in its middle: NOTHING or UNSEEN where no object is."""
-    cells = F.interpolate(instances[:, None].float(), CELLS, mode="nearest-exact")[:, 0].long()
-    found = {}
-    for name, values in OF_THINGS.items():
-        empty = NOTHING if name == "shape" else UNSEEN
-        tables = [[empty, *(values.index(getattr(thing, name)) for thing in scene.things)] for scene in scenes]
-        pairs = zip(tables, cells, strict=True)
-        found[name] = torch.stack([torch.tensor(table, device=cells.device)[one] for table, one in pairs])
-    return found
-
-
-def _cost(logits: Tensor, classes: Tensor) -> Tensor:
-    """Return the mean cross entropy over what is to be read; 0 where nothing is."""
-    classes = classes.to(logits.device)
-    total = F.cross_entropy(logits.float(), classes, ignore_index=UNSEEN, reduction="sum")
-    return total / (classes != UNSEEN).sum().clamp_min(1)
