@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, C
 
 from editkit.backbones.clip import load_clip
 from editkit.methods.foundation.clip.tokens import save_bpe, train_tokenizer
-from editkit.training.folder import FolderMethod
+from editkit.training.folder import FolderMethod, write_preprocessor
 
-PIXEL_MEAN, PIXEL_STD = 0.5, 0.5
 HEAD = 32  # width of an attention head
 
 
@@ -86,16 +84,7 @@ class ClipTraining(FolderMethod):
         self.clip.float()
         self.tokenizer.save_pretrained(folder)
         save_bpe(self.tokenizer, folder)
-        side = self.clip.config.vision_config.image_size
-        preprocessor = {
-            "image_processor_type": "CLIPImageProcessor",
-            "size": {"shortest_edge": side},
-            "crop_size": {"height": side, "width": side},
-            "image_mean": [PIXEL_MEAN] * 3,
-            "image_std": [PIXEL_STD] * 3,
-            "resample": 3,
-        }
-        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
+        write_preprocessor(folder, "CLIPImageProcessor", self.clip.config.vision_config.image_size)
         return folder / "model.safetensors"
 
 

@@ -26,12 +26,11 @@ from editkit.data.toyworld.scenes import captions as of_scenes
 from editkit.data.toyworld.scenes.factors import Scene
 from editkit.data.toyworld.scenes.world import caption_at, dialog_at, edit_at, thing_captions_at
 from editkit.data.world_pairs import WorldPairs
+from editkit.losses.contrast import alike, info_nce
 from editkit.methods.foundation.clip.base import ClipTraining, augmented
 from editkit.methods.foundation.clip.faces import FACTORS, corpus, factor_loss
 from editkit.training.figures import clip_figures, record
 from editkit.training.scene_figures import clip_scene_figures
-
-TEMPERATURE = 0.1
 
 
 class SceneClip(ClipTraining):
@@ -192,17 +191,12 @@ def speaks_of_scenes(caption: Caption) -> bool:
     return not caption.claims.keys().isdisjoint({"things", *OF_WHOLES})
 
 
-def matched(changes: Tensor, texts: Tensor, names: Sequence[str]) -> Tensor:
+def matched(changes: Tensor, texts: Tensor, names: list[str]) -> Tensor:
     """Let each change (B, D) point along its own text (B, D), and along no other that names another change."""
     if not names:
         return changes.sum() * 0 + texts.sum() * 0
-    cosines = F.normalize(changes, dim=1) @ F.normalize(texts, dim=1).T
-    same = torch.tensor([[one == other for other in names] for one in names], device=cosines.device)
-    own = torch.eye(len(names), dtype=torch.bool, device=cosines.device)
-    logits = (cosines / TEMPERATURE).masked_fill(same & ~own, -torch.inf)
-    target = torch.arange(len(names), device=cosines.device)
-    ranked = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-    return ranked + (1 - cosines.diagonal()).mean()
+    own = F.cosine_similarity(changes, texts)
+    return info_nce(changes, texts, alike(names)) + (1 - own).mean()
 
 
 def world_corpus(count: int = 1500) -> list[str]:
