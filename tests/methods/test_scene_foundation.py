@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import CLIPTextModel, CLIPVisionModel
 
 import editkit.training.scene_figures as figures_module
+from editkit.backbones.clip import load_clip
+from editkit.backbones.dino import load_dino
 from editkit.data.items import collate
 from editkit.data.scene_classes import NOTHING, OF_THINGS, OF_WHOLES, UNSEEN, cell_classes, whole_classes
-from editkit.data.scene_views import VariedScenes
+from editkit.data.scene_views import ThingViews, VariedScenes, carried_over
+from editkit.data.toyworld.scenes.captions import full_caption
 from editkit.data.toyworld.scenes.drawing import picture
 from editkit.data.toyworld.scenes.factors import Scene, Thing
+from editkit.data.toyworld.scenes.words import AT_PLACE, AT_TIME, COLOUR_WORDS, SHAPE_WORDS, TEXTURE_WORDS
 from editkit.data.toyworld.scenes.world import scene_at
+from editkit.data.world_pairs import WorldPairs
+from editkit.errors import UserError
+from editkit.methods.foundation.clip.scenes import SceneClip, matched, speaks_of_scenes, truth
+from editkit.methods.foundation.dino import ToyDino, centres, dino_figures, matched_patches, partners
 from editkit.methods.foundation.scene_oracle import SceneReader, mirrored
 from editkit.metrics.scene_oracle import SceneOracle, load_scene_oracle
 from editkit.training.scene_figures import accuracy
@@ -119,13 +130,140 @@ def test_the_oracle_exports_what_it_trained_and_goes_on_from_it(tmp_path):
     assert all(parameter.requires_grad for parameter in again.oracle.parameters())
 
 
-@pytest.mark.parametrize("index", [0, 5])
-def test_varied_scenes_show_what_they_say(index):
-    from editkit.data.items import image_array
-    from editkit.data.toyworld.scenes.drawing import render
+TERMS = {"factors": 1.0, "cells": 1.0, "contrast": 1.0, "direction": 1.0, "instruction": 1.0}
 
-    torch.manual_seed(index)
-    items = [VariedScenes("test", 8)[index] for _ in range(8)]
-    assert all((image_array(item["image"]) == render(item["scene"])).all() for item in items)
-    assert len({item["scene"] for item in items}) > 2 and len({item["scene"].style for item in items}) > 1
-    assert all(item["instances"].max() == len(item["scene"].things) for item in items)
+
+@pytest.fixture(scope="module")
+def clip() -> SceneClip:
+    torch.manual_seed(0)
+    return SceneClip(width=32, layers=2, text_width=32, text_layers=1, dim=16, terms=TERMS)
+
+
+def falling(method, batch, steps: int, lr: float = 3e-3) -> tuple[dict[str, float], dict[str, float]]:
+    """Train on one batch; return the first and the last losses."""
+    optimizer = torch.optim.AdamW(method.parameters(), lr=lr)
+    seen = []
+    for _ in range(steps):
+        losses = method.loss(batch)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+        seen.append({name: value.item() for name, value in losses.items()})
+    return seen[0], seen[-1]
+
+
+def test_a_caption_of_one_domain_is_false_of_the_other_and_true_by_its_claims(clip):
+    batch = clip.dummy_batch()
+    shown = [pair[0] for pair in batch["shown"]]
+    captions = [pair[0] for pair in batch["told"]]
+    true, clear = truth(captions, shown, [pair[0] for pair in batch["hidden"]])
+    assert true.diagonal().all() and clear[0, 0] and not clear[3, 3], "the last one is a crop, and its caption names the place"
+    assert not true[0, 1:].any() and not true[1:, 0].any(), "the first pair is a face, the others are scenes"
+    assert [speaks_of_scenes(caption) for caption in captions] == [False, True, True, True]
+
+
+def test_changes_must_go_the_way_of_their_own_texts():
+    ways, names = torch.eye(3, 8), ["make it night", "make it night", "add a star"]
+    assert matched(ways, ways, names) < 0.01 < matched(ways.roll(1, 0), ways, names)
+    alike_ways = torch.stack([ways[0], ways[0], ways[2]])
+    assert matched(alike_ways, alike_ways, names) < 0.01 < matched(alike_ways, alike_ways, ["a", "b", "c"])
+
+
+def test_the_clip_of_scenes_learns_a_batch(clip):
+    first, last = falling(copy.deepcopy(clip), clip.dummy_batch(), 25)
+    assert all(last[name] < 0.9 * first[name] for name in ("factors", "cells", "contrast", "direction")), (first, last)
+
+
+@pytest.mark.parametrize("face", [True, False])
+def test_a_batch_of_one_domain_has_finite_losses(clip, face):
+    pairs, rng = WorldPairs("train", 4), np.random.default_rng(0)
+    made = [pairs.face_pair(k, rng) if face else pairs.scene_pair(k, rng, crop=False) for k in range(2)]
+    losses = clip.loss(collate(made))
+    assert all(torch.isfinite(value) for value in losses.values())
+    assert (losses["cells"] == 0) == (losses["instruction"] == 0) == face
+
+
+def test_the_towers_of_the_clip_load_alone(clip, tmp_path):
+    clip.export(tmp_path)
+    loaded = load_clip(tmp_path)
+    texts, images = ["a striped red star on a beach", "make the cup blue"], torch.rand(2, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.text(texts), clip._read(texts), atol=0.02, rtol=0.02)
+        torch.testing.assert_close(loaded.image(images), clip._see(images)[2], atol=0.02, rtol=0.02)
+        tokens = loaded.tokenizer(texts, padding=True, return_tensors="pt")
+        states = CLIPTextModel.from_pretrained(tmp_path)(**tokens).last_hidden_state
+        seen = CLIPVisionModel.from_pretrained(tmp_path)(images).last_hidden_state
+    assert states.shape == (2, tokens["input_ids"].shape[1], 32) and seen.shape == (2, 65, 32)
+    torch.testing.assert_close(states, loaded.model.text_model(**tokens).last_hidden_state, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(seen[0], seen[1], atol=1e-3)
+
+
+def test_every_word_of_the_world_is_one_token_and_the_longest_prompt_fits(clip):
+    tables = (SHAPE_WORDS, COLOUR_WORDS, TEXTURE_WORDS, AT_PLACE, AT_TIME)
+    phrases = " ".join(words for table in tables for many in table.values() for words in many)
+    for word in {*phrases.replace("-", " ").split(), "remove", "make", "smiling", "glasses"}:
+        assert clip.tokenizer.tokenize(word) == [f"{word}</w>"]
+    things = tuple(Thing("mushroom", colour, "dotted") for colour in ("red", "orange", "yellow", "green"))
+    longest = full_caption(Scene(things, "mountains", "night", "winter", "pencil")).text
+    assert len(clip.tokenizer(longest).input_ids) <= clip.max_length
+
+
+def dino() -> ToyDino:
+    torch.manual_seed(0)
+    return ToyDino(width=32, layers=2, terms={"whole": 1.0, "patches": 1.0})
+
+
+def test_patches_are_compared_where_both_views_show_the_same_point():
+    side, count = 8, 3
+    masks, frames = torch.zeros(count, 2, 64, 64), torch.tensor([[0.0, 1.0, 0.0, 0.0]] * 2).expand(count, 2, 4).clone()
+    masks[:, :, 16:48, 16:48] = 1
+    masks[2, 1] = 0  # hidden in the second view
+    frames[1, 1, 0] = torch.pi / 2
+    places = centres(side, masks).expand(count, -1, -1)
+    here, there, owners = partners(places, places, masks, frames)
+    assert owners.tolist() == [0] * 16 + [1] * 16
+    torch.testing.assert_close(there[:16], here[:16])
+    turned = torch.stack([-here[16:, 1], here[16:, 0]], dim=1)
+    torch.testing.assert_close(there[16:], turned, atol=1e-5, rtol=0)
+
+
+def test_the_transformer_learns_a_batch():
+    method = dino()
+    first, last = falling(method, method.dummy_batch(), 20)
+    assert last["whole"] < 0.7 * first["whole"] and last["patches"] < 0.9 * first["patches"]
+
+
+def test_objects_of_one_kind_are_no_negatives_and_swapped_views_cost(monkeypatch):
+    method = dino()
+    batch = method.dummy_batch()
+    seen = []
+    monkeypatch.setattr("editkit.methods.foundation.dino.info_nce", lambda a, b, twins: seen.append(twins) or a.mean() + b.mean())
+    method.loss({**batch, "caption": ["a red star", "a red star", "a cup", "a ring"]})
+    whole, patches = seen
+    assert whole[0, 1] and not whole[0, 2]
+    assert patches.any() and not patches.diagonal().any(), "patches of the same object are negatives, those of its twins are not"
+
+
+def test_patches_that_say_where_they_are_match_perfectly():
+    torch.manual_seed(0)
+    batch = collate([ThingViews("test", 6)[k] for k in range(6)])
+    angles = torch.arange(1, 5) * 1.5
+    code = lambda points: torch.cat([f(points * k) for k in angles for f in (torch.sin, torch.cos)], dim=2)  # noqa: E731
+    there = torch.cat([torch.zeros(6, 1, 16), code(centres(8, batch["image"]).expand(6, -1, -1))], dim=1)
+    carried = carried_over(centres(8, batch["image"]).expand(6, -1, -1), batch["frames"])
+    here = torch.cat([torch.zeros(6, 1, 16), code(carried)], dim=1)
+    assert matched_patches(here, there, batch) == 1
+    assert matched_patches(here.flip(1), there, batch) < 0.6
+
+
+def test_the_transformer_comes_back_from_its_folder(tmp_path):
+    method = dino().eval()
+    method.export(tmp_path)
+    loaded, images = load_dino(tmp_path), torch.rand(2, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(images), method.dino(images).last_hidden_state, atol=0.03, rtol=0.03)
+    assert loaded(images).shape == (2, 65, 32) and loaded.dim == 32
+    assert 0 <= dino_figures(loaded, ThingViews("test", 8))["same kind nearest"] <= 1
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="does not hold a Dinov2Model"):
+        load_dino(tmp_path)

@@ -81,7 +81,7 @@ def holds_matrix(captions: Sequence[Caption], scenes: Sequence[Scene]) -> np.nda
 
 
 def unclear_pairs(captions: Sequence[Caption], scenes: Sequence[Scene], hidden: Sequence[Collection[str]]) -> np.ndarray:
-    """Return a bool array (len(captions), len(scenes)): captions that are wrong only in what a picture hides.
+    """Return a bool array (len(captions), len(scenes)): captions whose truth hangs on what a picture hides.
 
     Args:
         hidden: for each scene the factors and aspects that nobody can see in its picture.
@@ -89,15 +89,17 @@ def unclear_pairs(captions: Sequence[Caption], scenes: Sequence[Scene], hidden: 
     unsure = np.zeros((len(captions), len(scenes)), dtype=bool)
     for lost in {frozenset(one) for one in hidden if one}:
         columns = [k for k, one in enumerate(hidden) if frozenset(one) == lost]
-        shown = [scenes[k] for k in columns]
         seen = [Caption(caption.text, _without(caption.claims, lost)) for caption in captions]
-        unsure[:, columns] = holds_matrix(seen, shown) & ~holds_matrix(captions, shown)
+        hangs = [k for k, (full, part) in enumerate(zip(captions, seen, strict=True)) if full.claims != part.claims]
+        unsure[np.ix_(hangs, columns)] = holds_matrix([seen[k] for k in hangs], [scenes[k] for k in columns])
     return unsure
 
 
 def _without(claims: Claims, lost: Collection[str]) -> dict[str, tuple]:
-    things = tuple({name: value for name, value in one.items() if name not in lost} for one in claims.get("things", ()))
-    return {name: values for name, values in claims.items() if name not in lost} | {"things": things}
+    kept = {name: values for name, values in claims.items() if name not in lost}
+    if "things" in claims:
+        kept["things"] = tuple({name: value for name, value in one.items() if name not in lost} for one in claims["things"])
+    return kept
 
 
 def _true(claims: Claims, factors: Mapping[str, Any], seen: Sequence[dict[str, str]]) -> bool:

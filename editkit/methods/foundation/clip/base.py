@@ -29,6 +29,7 @@ class ClipTraining(FolderMethod):
         dim: width of the joint embedding.
         max_length: longest caption in tokens.
         texts: returns what a new tokenizer learns its words from.
+        vocabulary: most tokens of a new tokenizer.
         init_from: a CLIP folder whose weights and tokenizer to start from; None starts from scratch.
     """
 
@@ -44,6 +45,7 @@ class ClipTraining(FolderMethod):
         dim: int,
         max_length: int,
         texts: Callable[[], Iterable[str]],
+        vocabulary: int,
         init_from: str | None,
         optimizer: Any,
         scheduler: Any,
@@ -51,7 +53,7 @@ class ClipTraining(FolderMethod):
         super().__init__(optimizer=optimizer, scheduler=scheduler)
         self.max_length = max_length
         start = load_clip(init_from) if init_from else None
-        self.tokenizer = start.tokenizer if start else train_tokenizer(texts())
+        self.tokenizer = start.tokenizer if start else train_tokenizer(texts(), vocabulary)
         vision = CLIPVisionConfig(**_tower(width, layers, dim), image_size=image_size, patch_size=patch)
         text = _text_config(self.tokenizer, max_length, _tower(text_width, text_layers, dim))
         self.clip = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=dim))

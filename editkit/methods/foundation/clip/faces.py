@@ -75,6 +75,7 @@ class ToyClip(ClipTraining):
             dim=dim,
             max_length=max_length,
             texts=corpus,
+            vocabulary=1024,
             init_from=init_from,
             optimizer=optimizer,
             scheduler=scheduler,

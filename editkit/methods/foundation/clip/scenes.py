@@ -73,6 +73,7 @@ class SceneClip(ClipTraining):
             dim=dim,
             max_length=max_length,
             texts=world_corpus,
+            vocabulary=1536,  # enough to keep every word of the corpus whole
             init_from=init_from,
             optimizer=optimizer,
             scheduler=scheduler,

@@ -12,7 +12,7 @@ from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
 
 
-def train_tokenizer(texts: Iterable[str], size: int = 1024) -> CLIPTokenizer:
+def train_tokenizer(texts: Iterable[str], size: int) -> CLIPTokenizer:
     """Learn byte-pair merges (Sennrich et al. 2016) in CLIP's layout, the two special tokens with the highest ids.
 
     The most frequent pair is merged first and ties go by the alphabet, so the same texts give the same ids every time.
