@@ -162,7 +162,7 @@ class SceneClip(ClipTraining):
 def by_domain(shown: Sequence[Face | Scene]) -> tuple[list[int], list[int]]:
     """Return which are faces, and which are scenes."""
     faces = [k for k, one in enumerate(shown) if isinstance(one, Face)]
-    return faces, [k for k in range(len(shown)) if k not in set(faces)]
+    return faces, [k for k, one in enumerate(shown) if not isinstance(one, Face)]
 
 
 def truth(
@@ -174,7 +174,7 @@ def truth(
     """
     faces, scenes = by_domain(shown)
     of_scene = [k for k, caption in enumerate(captions) if speaks_of_scenes(caption)]
-    of_face = [k for k in range(len(captions)) if k not in set(of_scene)]
+    of_face = [k for k, caption in enumerate(captions) if not speaks_of_scenes(caption)]
     true, clear = (np.full((len(captions), len(shown)), value) for value in (False, True))
     texts, pictures = [captions[k] for k in of_face], [shown[k] for k in faces]
     if texts and pictures:
