@@ -191,8 +191,8 @@ def test_the_towers_of_the_clip_load_alone(clip, tmp_path):
         torch.testing.assert_close(loaded.text(texts), clip._read(texts), atol=0.02, rtol=0.02)
         torch.testing.assert_close(loaded.image(images), clip._see(images)[2], atol=0.02, rtol=0.02)
         tokens = loaded.tokenizer(texts, padding=True, return_tensors="pt")
-        states = CLIPTextModel.from_pretrained(tmp_path)(**tokens).last_hidden_state
-        seen = CLIPVisionModel.from_pretrained(tmp_path)(images).last_hidden_state
+        states = CLIPTextModel.from_pretrained(tmp_path, dtype=torch.float32)(**tokens).last_hidden_state
+        seen = CLIPVisionModel.from_pretrained(tmp_path, dtype=torch.float32)(images).last_hidden_state
     assert states.shape == (2, tokens["input_ids"].shape[1], 32) and seen.shape == (2, 65, 32)
     torch.testing.assert_close(states, loaded.model.text_model(**tokens).last_hidden_state, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(seen[0], seen[1], atol=1e-3)
