@@ -78,7 +78,8 @@ class ClipTraining(FolderMethod):
         logits = words @ seen.T * self.clip.logit_scale.exp().clamp(max=60.0) + self.bias
         cost = F.softplus(torch.where(true, -logits, logits))
         right, wrong = true & clear, ~true & clear
-        return cost[right].mean() + cost[wrong].mean()
+        means = [(cost * part).sum() / part.sum().clamp_min(1) for part in (right, wrong)]
+        return means[0] + means[1]
 
     def save(self, folder: Path) -> Path:
         """Write the CLIPModel + CLIPTokenizer folder with its preprocessor configuration."""

@@ -125,9 +125,9 @@ class SceneClip(ClipTraining):
         faces, scenes = by_domain(shown)
         cost = pooled.sum() * 0
         if faces:
-            cost = cost + len(faces) * factor_loss(self.face_head(pooled[faces]), [shown[k] for k in faces])  # type: ignore[misc]
+            cost = cost + len(faces) * factor_loss(self.face_head(pooled[faces]), [shown[k] for k in faces])
         if scenes:
-            classes = whole_classes([shown[k] for k in scenes])  # type: ignore[misc]
+            classes = whole_classes([shown[k] for k in scenes])
             parts = self.whole_head(pooled[scenes]).split([len(values) for values in OF_WHOLES.values()], dim=1)
             costs = [class_cost(part, classes[name]) for name, part in zip(OF_WHOLES, parts, strict=True)]
             cost = cost + len(scenes) * torch.stack(costs).mean()
@@ -138,7 +138,7 @@ class SceneClip(ClipTraining):
         scenes = by_domain(shown)[1]
         if not scenes:
             return patches.sum() * 0
-        classes = cell_classes([shown[k] for k in scenes], instances[scenes], self.side)  # type: ignore[misc]
+        classes = cell_classes([shown[k] for k in scenes], instances[scenes], self.side)
         sizes = [len(values) + (name == "shape") for name, values in OF_THINGS.items()]
         parts = self.cell_head(patches[scenes]).split(sizes, dim=2)
         costs = [class_cost(part.flatten(0, 1), classes[name].flatten()) for name, part in zip(OF_THINGS, parts, strict=True)]
@@ -178,12 +178,12 @@ def truth(
     true, clear = (np.full((len(captions), len(shown)), value) for value in (False, True))
     texts, pictures = [captions[k] for k in of_face], [shown[k] for k in faces]
     if texts and pictures:
-        true[np.ix_(of_face, faces)] = of_faces.holds_matrix(texts, pictures)  # type: ignore[arg-type]
-        clear[np.ix_(of_face, faces)] = ~of_faces.unclear_pairs(texts, pictures)  # type: ignore[arg-type]
+        true[np.ix_(of_face, faces)] = of_faces.holds_matrix(texts, pictures)
+        clear[np.ix_(of_face, faces)] = ~of_faces.unclear_pairs(texts, pictures)
     texts, pictures = [captions[k] for k in of_scene], [shown[k] for k in scenes]
-    true[np.ix_(of_scene, scenes)] = of_scenes.holds_matrix(texts, pictures)  # type: ignore[arg-type]
+    true[np.ix_(of_scene, scenes)] = of_scenes.holds_matrix(texts, pictures)
     lost = [hidden[k] for k in scenes]
-    clear[np.ix_(of_scene, scenes)] = ~of_scenes.unclear_pairs(texts, pictures, lost)  # type: ignore[arg-type]
+    clear[np.ix_(of_scene, scenes)] = ~of_scenes.unclear_pairs(texts, pictures, lost)
     return true, clear
 
 
