@@ -19,7 +19,7 @@ from editkit.data.scene_views import ThingViews, VariedScenes, carried_over
 from editkit.data.toyworld.scenes.captions import full_caption
 from editkit.data.toyworld.scenes.drawing import picture
 from editkit.data.toyworld.scenes.factors import Scene, Thing
-from editkit.data.toyworld.scenes.words import AT_PLACE, AT_TIME, COLOUR_WORDS, SHAPE_WORDS, TEXTURE_WORDS
+from editkit.data.toyworld.scenes.words import AT_PLACE, AT_TIME, COLOUR_WORDS, IN_SEASON, SETTINGS, SHAPE_WORDS, TEXTURE_WORDS
 from editkit.data.toyworld.scenes.world import scene_at
 from editkit.data.world_pairs import WorldPairs
 from editkit.errors import UserError
@@ -267,3 +267,35 @@ def test_the_transformer_comes_back_from_its_folder(tmp_path):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UserError, match="does not hold a Dinov2Model"):
         load_dino(tmp_path)
+
+
+def test_the_figures_of_a_clip_know_a_perfect_one():
+    class Perfect:
+        """Its embeddings are one-hot: a text has the number of the first picture that it is said of."""
+
+        def image(self, images):
+            return torch.eye(24)[: len(images)]
+
+        def text(self, texts):
+            scenes = [scene_at("test", k) for k in range(24)]
+            full = [full_caption(scene).text for scene in scenes]
+            if set(texts) <= set(full):
+                return torch.eye(24)[[full.index(text) for text in texts]]
+            return torch.stack([torch.tensor([float(said_of(text, scene)) for scene in scenes]) for text in texts])
+
+    def said_of(text, scene):
+        words = {"place": SETTINGS[scene.place][0], "time": AT_TIME[scene.time][0], "season": IN_SEASON[scene.season][0]}
+        thing = scene.things[0]
+        ends = (words["time"], words["season"], f"{COLOUR_WORDS[thing.colour][0]} object", f" {SHAPE_WORDS[thing.shape][0]}")
+        return text == words["place"] or text.endswith(ends)
+
+    figures = figures_module.clip_scene_figures(Perfect(), images=24)
+    assert set(figures.values()) == {1.0} and len(figures) == 6
+
+
+def test_the_figures_of_an_untrained_oracle_cover_every_set():
+    oracle = SceneOracle(OF_WHOLES, OF_THINGS, widths=(8, 8, 8), features=8).eval()
+    figures = figures_module.oracle_figures(oracle, lambda images: images, images=8)
+    sets = {"clean", "heldout", "pencil", "poster", "mosaic", "neon", "compressed", "reconstructed"}
+    assert {name.split()[0] for name in figures} == sets | {"found"}
+    assert "colour" not in figures["pencil accuracy"] and figures["clean accuracy"] == figures["reconstructed accuracy"]
