@@ -5,6 +5,7 @@ Only what an `Attention` module offers to any processor is used: its projections
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -102,7 +103,8 @@ class _Tapped:
     ) -> Tensor:
         q, k, v = _projected(attn, hidden_states, encoder_hidden_states)
         kind = "self" if encoder_hidden_states is None else "cross"
-        place = Place(self.name, kind, self.grids[q.shape[2]], attn.scale, _per_head(attention_mask))
+        scale = 1 / math.sqrt(q.shape[-1]) if attn.scale_qk else attn.scale  # the former as torch computes it, to the last bit
+        place = Place(self.name, kind, self.grids[q.shape[2]], scale, _per_head(attention_mask))
         output = next((out for fn in self.fns if (out := fn(q, k, v, place)) is not None), None)
         if output is None:
             output = attend(q, k, v, place)

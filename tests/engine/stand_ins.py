@@ -125,7 +125,7 @@ def tiny_text_unet(seed: int = 0, side: int = 16, **changes) -> UNet2DConditionM
     with torch.no_grad():
         for name, weight in unet.named_parameters():
             if ".attn" in name:
-                weight.mul_(4)
+                weight.mul_(3)
     return unet.eval().requires_grad_(False)
 
 
