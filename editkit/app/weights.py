@@ -11,7 +11,6 @@ from editkit.backbones.registry import FILE, Entry, File, digest, entries, selec
 from editkit.errors import UsageError, UserError
 
 FOLDER_VARIABLE, OFFLINE_VARIABLE = "EDITKIT_WEIGHTS", "EDITKIT_OFFLINE"
-HUB_FILES = ["*.json", "*.safetensors", "*.txt"]
 Say = Callable[[str], object]
 Watch = Callable[[str], Report]  # the name of a file that is about to be fetched -> what is told of its bytes
 
@@ -37,7 +36,7 @@ def table(folder: Path, registry: Path = FILE) -> str:
                 "yes" if here == whole else f"{here} of {whole}" if here else "no",
                 "yes" if pins and pins == whole else f"{pins} of {whole}" if pins else "no",
                 entry.licence,
-                ", ".join(entry.methods) or "metrics",
+                ", ".join(entry.methods) or ("metrics" if entry.layout else "any"),
                 entry.summary,
             )
         )
@@ -164,7 +163,7 @@ def _from_hub(entry: Entry, folder: Path, offline: Path | None) -> None:
     if offline is not None:
         raise UserError(f"{entry.name} is a folder of the hub: put it into {target} by hand; --offline takes single files")
     try:
-        snapshot_download(entry.hub, revision=entry.revision, local_dir=target, allow_patterns=HUB_FILES)
+        snapshot_download(entry.hub, revision=entry.revision, local_dir=target, allow_patterns=list(entry.only))
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UserError(f"{entry.name} could not be fetched: {reason}; by hand: from {entry.page} into {target}") from error

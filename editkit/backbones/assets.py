@@ -6,7 +6,7 @@ import os
 from importlib import resources
 from pathlib import Path
 
-from editkit.backbones.registry import Entry, File, original, provider
+from editkit.backbones.registry import HUB_FILES, Entry, File, original, provider
 from editkit.errors import UserError, suggestion
 
 PREFIX = "editkit:"
@@ -86,14 +86,13 @@ def _from_hub(name: str, *, download: bool, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
+    known = provider(name)
+    wanted = known.only if known else HUB_FILES
+    if known and known.hub:
+        revision = revision or known.revision
     try:
-        return Path(
-            snapshot_download(
-                name, revision=revision, local_files_only=not download, allow_patterns=["*.json", "*.safetensors", "*.txt"]
-            )
-        )
+        return Path(snapshot_download(name, revision=revision, local_files_only=not download, allow_patterns=list(wanted)))
     except LocalEntryNotFoundError as error:
-        known = provider(name)
         how = (
             f"`editkit weights fetch {known.name}`" if known else f"`hf download {name} --local-dir DIR` and give DIR as the path"
         )

@@ -94,7 +94,7 @@ def load_clip(path: str | Path = "editkit:toy-clip", *, download: bool = False, 
     """
     folder = resolve(path, download=download, revision=revision)
     try:
-        with _no_progress_bar():
+        with no_progress_bar():
             model = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
         tokenizer = CLIPTokenizer.from_pretrained(folder)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
@@ -104,8 +104,8 @@ def load_clip(path: str | Path = "editkit:toy-clip", *, download: bool = False, 
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    # a bar for 0.1 s of loading would stand between the lines of a command's own output
+def no_progress_bar() -> Iterator[None]:
+    """Load without transformers' progress bar: for 0.1 s of loading it would stand between the lines of a command's output."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:

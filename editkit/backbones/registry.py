@@ -13,6 +13,7 @@ from typing import Any
 from editkit.errors import UsageError, suggestion
 
 FILE = Path(__file__).parent.parent / "assets" / "weights.yaml"
+HUB_FILES = ("*.json", "*.safetensors", "*.txt")  # what is taken of a repository whose entry does not say
 SHORTEST = 8  # hex digits that a publisher's file names state
 
 
@@ -69,6 +70,7 @@ class Entry:
     note: str | None = None
     revision: str | None = None
     hub: str | None = None
+    only: tuple[str, ...] = HUB_FILES
     files: tuple[File, ...] = ()
 
     @property
@@ -141,4 +143,5 @@ def _entry(name: str, about: dict[str, Any]) -> Entry:
         urls = known.pop("sources", sources)
         filled = tuple(url.format(file=file, revision=about.get("revision")) for url in urls)
         made.append(File(file, sources=filled, **known))
-    return Entry(name, methods=tuple(methods), files=tuple(made), **about)
+    only = tuple(about.pop("only", HUB_FILES))
+    return Entry(name, methods=tuple(methods), only=only, files=tuple(made), **about)

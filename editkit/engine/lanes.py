@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from editkit.engine.denoiser import Denoiser
+from editkit.engine.once import once
 from editkit.types import Condition, Prediction
 
 Lane = tuple[Tensor, float | Tensor, Condition | None]
@@ -75,14 +76,14 @@ def _one_time(times: Sequence[float | Tensor], sizes: Sequence[int], device: tor
 
 
 def _join(name: str, values: Sequence[Any], sizes: Sequence[int]) -> Any:
-    kinds = {type(value) for value in values}
+    kinds = {Tensor if isinstance(value, Tensor) else type(value) for value in values}  # a Parameter is a tensor too
     if len(kinds) > 1 and not all(isinstance(value, Mapping) for value in values):
         raise ValueError(f"branches differ in the condition's {name}: {', '.join(sorted(kind.__name__ for kind in kinds))}")
     first = values[0]
     if isinstance(first, Tensor):
         if len({value.shape[1:] for value in values}) > 1:
             raise ValueError(f"branches differ in the shape of the condition's {name}: {[tuple(v.shape) for v in values]}")
-        return torch.cat([v.expand(n, *v.shape[1:]) for v, n in zip(values, sizes, strict=True)])
+        return once(("lanes", tuple(sizes)), lambda *parts: _joined(parts, sizes), *values)
     if isinstance(first, Condition):
         return stack(values, sizes)
     if isinstance(first, Mapping):
@@ -92,6 +93,10 @@ def _join(name: str, values: Sequence[Any], sizes: Sequence[int]) -> Any:
     if any(value != first for value in values):
         raise ValueError(f"branches differ in the condition's {name}: {list(values)}")
     return first
+
+
+def _joined(parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+    return torch.cat([part.expand(n, *part.shape[1:]) for part, n in zip(parts, sizes, strict=True)])
 
 
 def _rows(value: Any, rows: Tensor) -> Any:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 
-from editkit.backbones.pixel import PixelBackbone, load_pixel, schedule_of
+from editkit.backbones.pixel import PixelBackbone, load_pixel
+from editkit.backbones.scheduler_config import schedule_of
 from editkit.engine.schedule import Schedule
 from editkit.errors import UsageError, UserError
 

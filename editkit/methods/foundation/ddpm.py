@@ -15,7 +15,8 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor, nn
 
-from editkit.backbones.pixel import PixelBackbone, load_pixel, parameterization_of, schedule_of
+from editkit.backbones.pixel import PixelBackbone, load_pixel
+from editkit.backbones.scheduler_config import parameterization_of, schedule_of
 from editkit.engine.rng import batch_noise
 from editkit.engine.sample import sample
 from editkit.errors import UsageError

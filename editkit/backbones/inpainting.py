@@ -1,0 +1,51 @@
+"""What checkpoints with extra input channels expect in them: `Condition.concat` of inpainting and of InstructPix2Pix."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from editkit.backbones.latent import LatentBackbone
+from editkit.errors import UsageError
+
+
+def inpainting_channels(backbone: LatentBackbone, images: Tensor, masks: Tensor) -> Tensor:
+    """Return [mask, masked image's latents], (B, 5, h, w), as Stable Diffusion's inpainting checkpoints were trained.
+
+    The mask is 1 where to repaint, at the latents' size by nearest neighbour; there the image is 0 (grey). The latents are
+    the posterior's mean, scaled. (Paint by Example has another order and the opposite mask.)
+
+    Args:
+        backbone: of nine input channels.
+        images: (B, 3, H, W) in [-1, 1].
+        masks: (B, 1, H, W), 1 = edit here; cut at 0.5.
+
+    Raises:
+        UsageError: a backbone of another layout.
+    """
+    _require(backbone, 5, "inpainting", "sd15_inpainting")
+    repaint = (masks >= 0.5).to(images.dtype)
+    latents = backbone.encode(images * (1 - repaint))
+    return torch.cat([F.interpolate(repaint, size=latents.shape[2:]).to(latents.dtype), latents], dim=1)
+
+
+def image_channels(backbone: LatentBackbone, images: Tensor) -> Tensor:
+    """Return the latents (B, 4, h, w) of images (B, 3, H, W) in [-1, 1] as InstructPix2Pix takes them: the mean, unscaled.
+
+    Its unconditional branch has zeros in their place (arXiv 2211.09800, section 3.2.1).
+
+    Raises:
+        UsageError: a backbone of another layout.
+    """
+    _require(backbone, 4, "editing by instruction", "instructpix2pix")
+    return backbone.posterior(images)[0]
+
+
+def _require(backbone: LatentBackbone, extra: int, task: str, example: str) -> None:
+    if backbone.extra_channels != extra:
+        latent, channels = backbone.sample_shape[0], backbone.unet.config.in_channels
+        raise UsageError(
+            f"{task} needs a UNet of {latent + extra} input channels, this backbone's has {channels}: "
+            f"choose one that was trained for it, such as backbone={example}"
+        )
