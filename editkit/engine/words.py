@@ -16,7 +16,7 @@ from torch import Tensor
 from editkit.errors import UsageError, suggestion
 
 Tokenize = Callable[[str], Sequence[str]]
-Window = float | tuple[float, float]
+Window = float | Sequence[float]
 
 _WORD = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]+")
 
@@ -159,12 +159,12 @@ def windows(words: Words, default: Window, per_word: Mapping[str, Window] | None
 
 
 def interval(window: Window) -> tuple[float, float]:
-    """Return a window as (start, end), shares of the steps; a number is an end.
+    """Return a window, (start, end) or an end alone, as (start, end), shares of the steps.
 
     Raises:
         UsageError: a window outside 0 to 1.
     """
-    start, end = window if isinstance(window, tuple) else (0.0, window)
+    start, end = (0.0, window) if isinstance(window, float | int) else window
     if not 0 <= start <= end <= 1:
         raise UsageError(f"a window of steps lies between 0 and 1, got {start} to {end}")
     return start, end

@@ -116,5 +116,6 @@ def test_equalizer_indicator_and_windows_act_on_the_words_tokens():
     for wrong in ({"dog": 0.4}, {"on": 1.4}):
         with pytest.raises(UsageError):
             windows(prompt, 0.8, wrong)
+    assert interval(1) == interval(1.0) == interval([0, 1]) == (0, 1), "a list comes from YAML"
     with pytest.raises(UsageError, match=r"0.6 to 0.2"):
         interval((0.6, 0.2))

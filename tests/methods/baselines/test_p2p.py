@@ -58,7 +58,7 @@ def test_the_source_itself_comes_back_under_full_control_of_a_local_edit(backbon
     torch.testing.assert_close(out, decoded(backbone, one), rtol=1e-4, atol=1e-4)
 
 
-def test_control_draws_an_edit_to_its_source(backbone):
+def test_control_acts_in_its_windows_alone(backbone):
     free = edited(backbone, [request()], cross=0.0, self_attention=0.0).images
     held = edited(backbone, [request()], cross=1.0, self_attention=1.0).images
     assert not torch.allclose(free, held, atol=1e-4)
