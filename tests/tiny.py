@@ -25,6 +25,7 @@ SIDE = 16  # pixels
 LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]
 LOADERS = {
     "editkit.backbones.pixel.load_pixel": "ddpm",
+    "editkit.backbones.latent_folder.load_latent": "latent",
     "editkit.backbones.clip.load_clip": "clip",
     "editkit.backbones.features.load_perceptual": "perceptual",
     "editkit.backbones.identity.load_identity": "identity",
@@ -34,7 +35,10 @@ TEXTS = {"prompt": "a smiling face", "source_prompt": "a face"}
 
 def write_all(folder: Path) -> Path:
     """Write one of each network and a folder of pictures."""
+    from tests.backbones import tiny_latent
+
     write_pixel(folder / "ddpm")
+    tiny_latent.folder(folder / "latent")
     write_clip(folder / "clip")
     write_features(folder)
     write_vae(folder / "latent" / "vae")
