@@ -20,7 +20,7 @@ from editkit.data.scenes import SceneDataset
 from editkit.engine.guidance import ClassifierFree
 from editkit.engine.rng import batch_noise
 from editkit.engine.sample import sample
-from editkit.methods.foundation.latent import GRID, LatentDiffusion
+from editkit.methods.foundation.latent.text_to_image import GRID, LatentDiffusion
 from editkit.networks.conv_in import widen_conv_in
 from editkit.types import Condition
 
