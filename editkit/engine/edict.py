@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -24,7 +25,8 @@ class EDICT:
 
     The way back ends at the floor of float64 for any network, guidance and condition, if they are the same both ways: put
     guidance into the denoiser (`Guided`) here and into `sample` there. Each step up amplifies the distance of the two
-    states by 1 / mixing^2. States hold both, (B, 2C, H, W); see `editkit.engine.pair`.
+    states by 1 / mixing^2, 1400-fold over 50 levels by default; a warning is given where they have come apart. States hold
+    both, (B, 2C, H, W); see `editkit.engine.pair`.
 
     Attributes:
         mixing: weight p of a state itself when the two are averaged after a step down; 1 leaves them apart.
@@ -60,8 +62,13 @@ class EDICT:
             x = join(*_turn(first, second, last - i))
             if self.pivots or i == last:
                 states[i] = x
-        first, second = halves(x)
-        report = {"gap": (first - second).detach().flatten(1).abs().amax(1).tolist()}
+        first, second = halves(x.detach())
+        gap, size = (each.flatten(1).abs().amax(1) for each in (first - second, first))
+        if (gap > size).any():
+            warnings.warn(
+                f"EDICT's two states came apart over {last - entry} levels: use fewer, or a mixing weight nearer 1", stacklevel=2
+            )
+        report = {"gap": gap.tolist()}
         settings = settings_of(self) | {"dtype": dtype_name(x0)}
         return Trajectory(levels, last, states, {}, self.name, settings, 2 * (last - entry), report)
 
