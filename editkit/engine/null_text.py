@@ -87,7 +87,7 @@ class NullText:
         for _ in range(self.iterations):
             with torch.enable_grad():
                 error = level.error(replace(uncond, tokens=tokens), rows)
-            tokens.grad = torch.autograd.grad(error.sum(), tokens)[0]
+                tokens.grad = torch.autograd.grad(error.sum(), tokens)[0]
             adam.step()
             place = rows.to(tokens.device)
             best[place] = tokens.detach()[place]  # images that are done keep theirs, whatever Adam's momentum does

@@ -158,6 +158,14 @@ def test_counting_ends_with_the_context_also_after_an_error(backbone, images):
     assert counter.calls == 1 and "forward" not in vars(backbone) and "halves" not in vars(backbone)
 
 
+def test_contexts_nest(gaussian, x0):
+    with count_calls(gaussian, flops=False) as outer:
+        with count_calls(gaussian, flops=False) as inner:
+            gaussian(x0, 1.0)
+        gaussian(x0, 1.0)
+    assert (outer.calls, inner.calls) == (2, 1) and "forward" not in vars(gaussian)
+
+
 def test_a_forward_written_by_way_of_halves_counts_once():
     class Halved(nn.Module):
         def forward(self, x, t, cond=None):

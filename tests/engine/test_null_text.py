@@ -75,7 +75,7 @@ def test_it_is_the_reference_codes_optimisation(worded, x0, levels):
     for n in range(len(x0)):
         expected = by_the_book(worded, x0[n : n + 1], levels, Condition(tokens=SOURCE.tokens[n : n + 1]), iterations=10)
         for tokens, i in zip(expected, range(trajectory.start, levels.entry, -1), strict=True):
-            torch.testing.assert_close(trajectory.conds[i].tokens[n : n + 1], tokens, rtol=1e-6, atol=1e-7)
+            torch.testing.assert_close(trajectory.conds[i].tokens[n : n + 1], tokens, rtol=1e-5, atol=1e-5)
 
 
 def test_it_lowers_the_reconstruction_error_under_guidance_the_more_the_longer(worded, x0, levels):
@@ -107,7 +107,7 @@ def test_every_image_stops_by_itself(worded, x0, levels):
         alone = invert(worded, size * x0[n : n + 1], levels, inverter, cond=Condition(tokens=SOURCE.tokens[n : n + 1]))
         taken += alone.report["iterations"]
         for i in alone.conds:
-            torch.testing.assert_close(alone.conds[i].tokens[0], together.conds[i].tokens[n], rtol=1e-7, atol=1e-8)
+            torch.testing.assert_close(alone.conds[i].tokens[0], together.conds[i].tokens[n], rtol=1e-5, atol=1e-5)
     assert taken == together.report["iterations"] and len(set(taken)) > 1
     assert together.calls == len(counted.batches) and min(counted.batches) < 3, "finished images leave the batch"
 
