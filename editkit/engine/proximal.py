@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,7 @@ class Proximal:
     inner: ClassifierFree
     quantile: float = 0.7
     threshold: float | None = None
-    prox: str = field(default="soft")
+    prox: str = "soft"
 
     def __post_init__(self) -> None:
         if not 0 <= self.quantile <= 1:
@@ -58,7 +58,7 @@ class Proximal:
         difference = c.eps - u.eps
         tau = self._tau(difference)
         small = difference.clamp(-tau, tau) if self.prox == "soft" else difference * (difference.abs() <= tau)
-        near = difference - small if self.threshold or self.quantile else difference
+        near = difference - small if self.threshold is not None or self.quantile > 0 else difference
         pred = self.inner.combine(x, t, [with_eps(c, u.eps + near, *schedule.coefficients(t, x)), u], schedule)
         edited = F.max_pool2d((near.abs() > tau).float(), 3, stride=1, padding=1)
         return replace(pred, features={**pred.features, "edited": edited})
