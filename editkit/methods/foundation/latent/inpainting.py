@@ -96,7 +96,7 @@ class LatentInpainting(LatentDiffusion):
         given = self._given(images, masks)
         x = batch_noise(backbone.sample_shape, [str(k) for k in range(len(images))], seed=0, purpose="grid", device=self.device)
         guidance = ClassifierFree(self.scale, Condition(tokens=backbone.tokens([""]), concat=given))
-        levels = backbone.schedule.levels(self.sample_steps, spacing="leading", offset=1, clean="ab0")
+        levels = backbone.levels(self.sample_steps)
         z = sample(backbone, x, levels, Condition(tokens=backbone.tokens(texts), concat=given), guidance=guidance)
         return backbone.decode(z).clamp(-1, 1)
 

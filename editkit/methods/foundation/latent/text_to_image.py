@@ -163,7 +163,7 @@ def prompted(backbone: LatentBackbone, texts: Sequence[str], scale: float, steps
     keys = [str(k) for k in range(len(texts))]
     x = batch_noise(backbone.sample_shape, keys, seed=seed, purpose="start", device=backbone.device)
     guidance = ClassifierFree(scale, Condition(tokens=backbone.tokens([""])))
-    levels = backbone.schedule.levels(steps, spacing="leading", offset=1, clean="ab0")
+    levels = backbone.levels(steps)
     z = sample(backbone, x, levels, Condition(tokens=backbone.tokens(texts)), guidance=guidance)
     return backbone.decode(z).clamp(-1, 1)
 
