@@ -96,7 +96,7 @@ def _row(way: Way, images: Sequence[Tensor], keys: Sequence[str], batches: Seque
 def _table(rows: Sequence[Row]) -> Table:
     table = Table(box=SIMPLE_HEAD)
     for n, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="right" if n else "left")
+        table.add_column(heading, justify="right" if n else "left", no_wrap=not n)
     for row in rows:
         table.add_row(*row.cells())
     return table
