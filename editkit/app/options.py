@@ -197,7 +197,7 @@ class SampleOptions(RecipeOptions, DeviceOptions):
     prompt: str | None = option("What the images should show, for backbones that read text.")
     samples: int = option("Images wanted.", default=16)
     steps: int | None = option("Sampling steps.")
-    solver: str = option("ddim, ddim-eta1, ddpm or dpmpp-2m.", default="ddim")
+    solver: str = option("ddim, ddim-eta1, ddpm, euler, euler-ancestral, plms, dpmpp-2m or unipc.", default="ddim")
     output: Path | None = option("A .png for one sheet, or a folder for one file an image.", short="-o")
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -22,13 +21,12 @@ from editkit.engine.guidance import PLAIN, Clip
 from editkit.engine.lanes import stack
 from editkit.engine.rng import batch_noise, level_noise
 from editkit.engine.sample import sample
-from editkit.engine.steps import Step, ddim, ddpm, dpmpp_2m
-from editkit.errors import UsageError, suggestion
+from editkit.engine.solvers import solver_named
+from editkit.errors import UsageError
 from editkit.recipe import compose
 from editkit.types import EditRequest
 
 STEPS = 50
-SOLVERS: Mapping[str, Step] = {"ddim": ddim, "ddim-eta1": partial(ddim, eta=1.0), "ddpm": ddpm, "dpmpp-2m": dpmpp_2m}
 
 
 def sample_images(options: SampleOptions) -> int:
@@ -76,17 +74,15 @@ def draw(backbone: Backbone, count: int, request: EditRequest, steps: int, solve
 
     Models of pixels have their estimates of x0 clipped to the range of pictures, which keeps colours from drifting.
     """
-    if solver not in SOLVERS:
-        raise UsageError(f"there is no solver {solver!r}.{suggestion(solver, SOLVERS)} Choose from {', '.join(SOLVERS)}")
     device = backbone.device
-    levels = backbone.schedule.levels(steps)
+    walk = solver_named(solver).walk(backbone.schedule.levels(steps))
     guidance = Clip() if backbone.sample_shape[0] == 3 else PLAIN
     for first in range(0, count, batch_size):
         keys = [f"sample/{n}" for n in range(first, min(first + batch_size, count))]
         x = batch_noise(backbone.sample_shape, keys, seed=request.seed, purpose="start", device=device)
         noise = level_noise(backbone.sample_shape, keys, seed=request.seed, device=device)
         cond = stack([backbone.condition(request)] * len(keys), [1] * len(keys))
-        yield backbone.decode(sample(backbone, x, levels, cond, step=SOLVERS[solver], guidance=guidance, noise=noise))
+        yield backbone.decode(sample(backbone, x, cond=cond, guidance=guidance, noise=noise, **walk))
 
 
 def sheet(pictures: list[Image.Image]) -> Image.Image:

@@ -18,6 +18,7 @@ from torch import Tensor
 from editkit.engine.denoiser import Denoiser, Wrapper
 from editkit.engine.lanes import evaluate
 from editkit.engine.schedule import Schedule, divide
+from editkit.errors import UsageError
 from editkit.types import Condition, Prediction
 
 EnergyFn = Callable[[Tensor, float | Tensor], Tensor]
@@ -70,16 +71,25 @@ class ClassifierFree:
         uncond: the other branch: the empty prompt, or a negative one.
         interval: (lowest, highest) time of guidance, None = all.
         rescale: pull each sample's std(eps) towards the conditional branch's by this share, 0 to 1 (arXiv 2305.08891, eq. 15).
+        rescale_of: whose std, "eps" or "v". For v-models diffusers takes "v"; near alpha_bar 0 eps is x itself, whatever
+            the branch, and rescaling it does nothing.
+
+    Raises:
+        UsageError: another `rescale_of`.
     """
 
     scale: float
     uncond: Condition | None = None
     interval: tuple[float, float] | None = None
     rescale: float = 0.0
+    rescale_of: str = "eps"
+
+    def __post_init__(self) -> None:
+        check_rescale(self.rescale_of)
 
     def branches(self, cond: Condition | None, t: float | Tensor) -> list[Condition | None]:
         """Return [cond, uncond], or the only one that matters."""
-        if self.scale == 1 or not _within(self.interval, t):
+        if self.scale == 1 or not within(self.interval, t):
             return [cond]
         return [self.uncond] if self.scale == 0 else [cond, self.uncond]
 
@@ -89,11 +99,7 @@ class ClassifierFree:
             return preds[0]
         c, u = preds
         guided = replace(c, x0=u.x0 + self.scale * (c.x0 - u.x0), eps=u.eps + self.scale * (c.eps - u.eps))
-        if self.rescale == 0:
-            return guided
-        axes = tuple(range(1, x.ndim))
-        ratio = c.eps.std(axes, keepdim=True) / guided.eps.std(axes, keepdim=True)
-        return with_eps(guided, (self.rescale * ratio + 1 - self.rescale) * guided.eps, *schedule.coefficients(t, x))
+        return rescaled(guided, c, self.rescale, self.rescale_of, *schedule.coefficients(t, x))
 
     def needs_grad(self, t: float | Tensor) -> bool:
         """Return False."""
@@ -150,7 +156,7 @@ class Energy:
         return (self._active(t) and self.through_unet) or self.inner.needs_grad(t)
 
     def _active(self, t: float | Tensor) -> bool:
-        return self.scale != 0 and _within(self.interval, t)
+        return self.scale != 0 and within(self.interval, t)
 
 
 @dataclass(frozen=True)
@@ -223,6 +229,28 @@ def with_eps(pred: Prediction, eps: Tensor, a: float | Tensor, s: float | Tensor
     return replace(pred, eps=eps, x0=pred.x0 - divide(s * (eps - pred.eps), a))
 
 
+def with_v(pred: Prediction, v: Tensor, a: float | Tensor, s: float | Tensor) -> Prediction:
+    """Return the prediction with another v = a eps - s x0, so that a x0 + s eps keeps its value."""
+    change = v - (a * pred.eps - s * pred.x0)
+    return replace(pred, x0=pred.x0 - s * change, eps=pred.eps + a * change)
+
+
+def rescaled(guided: Prediction, towards: Prediction, share: float, of: str, a: float | Tensor, s: float | Tensor) -> Prediction:
+    """Return a guided prediction with std(eps), or of="v" std(v), of each sample pulled by a share towards another's."""
+    if share == 0:
+        return guided
+    mine, other = (pred.eps if of == "eps" else a * pred.eps - s * pred.x0 for pred in (guided, towards))
+    axes = tuple(range(1, mine.ndim))
+    ratio = other.std(axes, keepdim=True) / mine.std(axes, keepdim=True)
+    return (with_eps if of == "eps" else with_v)(guided, (share * ratio + 1 - share) * mine, a, s)
+
+
+def check_rescale(of: str) -> None:
+    """Raise UsageError unless rescaling knows this output."""
+    if of not in ("eps", "v"):
+        raise UsageError(f"unknown rescale_of {of!r} of classifier-free guidance: choose from eps, v")
+
+
 def _slope(value: Tensor, wrt: Tensor, keep_graph: bool) -> Tensor:
     """Return d sum(value) / d wrt, zero for a value that does not depend on it."""
     if not value.requires_grad:
@@ -230,7 +258,12 @@ def _slope(value: Tensor, wrt: Tensor, keep_graph: bool) -> Tensor:
     return torch.autograd.grad(value.sum(), wrt, create_graph=keep_graph, retain_graph=True, materialize_grads=True)[0]
 
 
-def _within(interval: tuple[float, float] | None, t: float | Tensor) -> bool:
+def within(interval: tuple[float, float] | None, t: float | Tensor) -> bool:
+    """Return whether a time lies in the interval, None being all times.
+
+    Raises:
+        ValueError: a time per sample.
+    """
     if interval is None:
         return True
     if isinstance(t, Tensor) and t.numel() > 1:

@@ -11,6 +11,7 @@ from torch import Tensor
 from editkit.engine.denoiser import Denoiser
 from editkit.engine.guidance import PLAIN, Guidance, predict
 from editkit.engine.steps import Step, ddim
+from editkit.errors import UsageError
 from editkit.types import Condition, Levels, Prediction
 
 Noise = Callable[[int], Tensor | None]
@@ -51,13 +52,19 @@ def sample(
 
     Raises:
         ValueError: indices outside the levels, or a half-precision state.
+        UsageError: an eps-prediction model at a level without signal, where its output says nothing of x0.
     """
     start = len(levels) - 1 if start is None else start
     if not 0 <= stop <= start < len(levels):
         raise ValueError(f"cannot go from level {start} to {stop} of {len(levels)} levels")
     if x.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"the state is kept in float32 or float64, got {x.dtype}: pass x.float()")
-    history: deque[tuple[int, Prediction]] = deque(maxlen=3)  # as far back as any multistep solver looks
+    if start > stop and levels.alpha_bar[start] == 0 and denoiser.parameterization == "eps":
+        raise UsageError(
+            f"time {levels.times[start]:g} holds no signal (alpha_bar 0) and an eps-prediction model says nothing of the image "
+            "there: use a v-prediction model, or levels with a lower start"
+        )
+    history: deque[tuple[int, Prediction]] = deque(maxlen=4)  # as far back as any multistep solver looks
     for i in range(start, stop, -1):
         j = i - 1
         pred = predict(denoiser, x, levels.times[i], cond, guidance)

@@ -15,7 +15,7 @@ from torch import Tensor
 from editkit.errors import UsageError, suggestion
 from editkit.types import Levels, Prediction
 
-SPACINGS = ("official", "leading", "trailing", "linspace")
+SPACINGS = ("official", "leading", "trailing", "linspace", "continuous")
 
 
 class Schedule:
@@ -23,18 +23,26 @@ class Schedule:
 
     Args:
         table: alpha_bar of each training time, shape (T,).
+        linear_in: what is interpolated linearly between whole times: "alpha_bar", or "sigma" = s / a as diffusers'
+            Euler solvers do, whose times need not be whole.
 
     Raises:
-        ValueError: a table that is not one-dimensional, leaves [0, 1] or rises.
+        ValueError: a table that is not one-dimensional, leaves [0, 1] or rises; another `linear_in`; "sigma" with a
+            table that reaches 0, where sigma is infinite.
     """
 
-    def __init__(self, table: Tensor) -> None:
+    def __init__(self, table: Tensor, *, linear_in: str = "alpha_bar") -> None:
         table = torch.as_tensor(table, dtype=torch.float64).detach().cpu()
         if table.ndim != 1 or len(table) < 2:
             raise ValueError(f"alpha_bar must be a list of two values or more, got shape {tuple(table.shape)}")
         if not (table.min() >= 0 and table.max() <= 1 and (table.diff() <= 0).all()):
             raise ValueError("alpha_bar must fall from the clean end to the noisy end within [0, 1]")
+        if linear_in not in ("alpha_bar", "sigma"):
+            raise ValueError(f"unknown interpolation {linear_in!r}: choose from alpha_bar, sigma")
+        if linear_in == "sigma" and table[-1] == 0:
+            raise ValueError("sigma is infinite where alpha_bar is 0: interpolate a table without signal at its end in alpha_bar")
         self.table = table
+        self.linear_in = linear_in
         self._padded: dict[torch.device, Tensor] = {}
 
     @classmethod
@@ -70,7 +78,7 @@ class Schedule:
     def alpha_bar(self, t: float | Tensor) -> Tensor:
         """Return alpha_bar in float64 for real times in [-1, T-1], in the shape of `t` and on its device.
 
-        Exact at whole times, linear in between: unlike log-SNR, alpha_bar itself is finite at both ends.
+        Exact at whole times, interpolated in between: by default linearly in alpha_bar, which is finite at both ends.
 
         Raises:
             ValueError: a number outside [-1, T-1].
@@ -82,7 +90,11 @@ class Schedule:
         place = t + 1
         low = place.floor().long()
         below, above = table[low], table[(low + 1).clamp(max=len(self))]
-        return below + (place - low) * (above - below)
+        if self.linear_in == "alpha_bar":
+            return below + (place - low) * (above - below)
+        below_sigma, above_sigma = (((1 - value) / value).sqrt() for value in (below, above))
+        between = 1 / (1 + (below_sigma + (place - low) * (above_sigma - below_sigma)) ** 2)
+        return torch.where(place == low, below, between)
 
     def coefficients(self, t: float | Tensor, x: Tensor) -> tuple[float | Tensor, float | Tensor]:
         """Return (a, s) at `t`: floats for one time, tensors (B, 1, ...) in the dtype of `x` for a time per sample."""
@@ -123,7 +135,14 @@ class Schedule:
         raise ValueError(f"unknown parameterization {kind!r}: choose from eps, v, x0")
 
     def levels(
-        self, n: int, *, start: int | None = None, spacing: str = "official", offset: int = 0, clean: str = "one"
+        self,
+        n: int,
+        *,
+        start: int | None = None,
+        spacing: str = "official",
+        offset: int = 0,
+        clean: str = "one",
+        skip: int = 0,
     ) -> Levels:
         """Return the levels of `n` network queries up to time `start`, plus the clean end at index 0.
 
@@ -133,10 +152,13 @@ class Schedule:
             spacing: "official" = int(start k / (n-1) + 1e-6) for k = 0..n-1, where inversion places an image at the
                 first queried level (entry 1: n-1 calls up, n calls down), as the pixel methods' own code does;
                 "leading" = k ((start+1) // n) + offset; "trailing" = round(start+1 - k (start+1) / n) - 1;
-                "linspace" = round(k start / (n-1)). The last three place an image at the clean end (n calls each way).
+                "linspace" = round(k start / (n-1)); "continuous" is that without rounding (diffusers' Euler solvers).
+                All but "official" place an image at the clean end (n calls each way).
             offset: added to the times of "leading" (Stable Diffusion has 1).
             clean: alpha_bar of the clean end, "one" = 1 or "ab0" = that of time 0 (set_alpha_to_one=False). Where time
                 0 is queried too, "ab0" would make the last move an identity that costs a call: it is left out.
+            skip: make a grid of n + skip times and leave out the `skip` cleanest; diffusers' DPM-Solver++ and UniPC have
+                1 with "leading" and "linspace".
 
         Raises:
             UsageError: an unknown spacing or clean end, or more queries than there are times.
@@ -146,10 +168,10 @@ class Schedule:
             raise UsageError(f"start time {start} is outside this schedule: choose from 1 to {len(self) - 1}")
         if spacing not in SPACINGS:
             raise UsageError(f"unknown spacing {spacing!r}.{suggestion(spacing, SPACINGS)} Choose from {', '.join(SPACINGS)}")
-        fewest = 2 if spacing == "official" else 1
-        if not fewest <= n <= start + 1:
-            raise UsageError(f"{n} steps do not fit {spacing} spacing over the times 0 to {start}: use {fewest} to {start + 1}")
-        times = _spaced(n, start, spacing, offset)
+        fewest, most = 2 if spacing == "official" else 1, start + 1 - skip
+        if not fewest <= n <= most:
+            raise UsageError(f"{n} steps do not fit {spacing} spacing over the times 0 to {start}: use {fewest} to {most}")
+        times = _spaced(n + skip, start, spacing, offset)[skip:]
         if times[-1] >= len(self):
             raise UsageError(f"offset {offset} with {n} steps leads to time {times[-1]}, beyond the last one, {len(self) - 1}")
         return self.levels_at(times, clean=clean, entry=1 if spacing == "official" else 0)
@@ -185,13 +207,18 @@ def divide(numerator: Tensor, by: float | Tensor) -> Tensor:
     return numerator / by if by > 0 else torch.zeros_like(numerator)
 
 
-def _spaced(n: int, start: int, spacing: str, offset: int) -> list[int]:
+def _spaced(n: int, start: int, spacing: str, offset: int) -> Sequence[float]:
+    """Return the times of a grid; halves are rounded as by numpy's linspace and arange, hence as in diffusers."""
     if spacing == "leading":
         return [k * ((start + 1) // n) + offset for k in range(n)]
     if spacing == "trailing":
-        return sorted(round((start + 1) * (n - k) / n) - 1 for k in range(n))
+        top = float(start + 1)
+        stride = (top - top / n) - top
+        return [round(top + k * stride) - 1 for k in reversed(range(n))]
     if n == 1:
         return [start]
     if spacing == "linspace":
-        return [round(k * start / (n - 1)) for k in range(n)]
+        return [round(k * (start / (n - 1))) for k in range(n)]
+    if spacing == "continuous":
+        return [k * start / (n - 1) for k in range(n)]
     return [int(start * k / (n - 1) + 1e-6) for k in range(n)]

@@ -30,8 +30,12 @@ def move(levels: Levels, i: int, j: int, x: Tensor, eps: Tensor) -> Tensor:
         return x
     if levels.alpha_bar[i] == 0:
         raise ValueError(f"level {i} has alpha_bar 0: moving along eps is undefined there; use a v- or x0-prediction model")
-    ratio = levels.signal(j) / levels.signal(i)
-    return ratio * x + (levels.noise(j) - ratio * levels.noise(i)) * eps
+    return levels.signal(j) / levels.signal(i) * x + eps_weight(levels, i, j) * eps
+
+
+def eps_weight(levels: Levels, i: int, j: int) -> float:
+    """Return B = s_j - a_j / a_i s_i, what a move i -> j along eps adds of it; level i must hold signal."""
+    return levels.noise(j) - levels.signal(j) / levels.signal(i) * levels.noise(i)
 
 
 def sigma(levels: Levels, i: int, j: int, eta: float) -> float:
@@ -93,8 +97,7 @@ def ddpm(
     """
     if i == j:
         return x
-    if j > i:
-        raise ValueError(f"ddpm cannot step up, got a step from level {i} to {j}")
+    check_down("ddpm", i, j)
     low, high = levels.alpha_bar[i], levels.alpha_bar[j]
     alpha = low / high
     beta = 1 - alpha
@@ -111,29 +114,14 @@ def ddpm(
     return mean + math.sqrt({"small": small, "large": beta}[variance]) * _given(noise)
 
 
-def dpmpp_2m(levels: Levels, i: int, j: int, x: Tensor, pred: Prediction, history: History, noise: Tensor | None) -> Tensor:
-    """DPM-Solver++ 2M, the midpoint form (arXiv 2211.01095, algorithm 2), deterministic.
+def check_down(name: str, i: int, j: int) -> None:
+    """Refuse a step up, for solvers that only go down.
 
-    Order 1, which equals DDIM, at the first step, and at the last one if the clean end has alpha_bar 1 or there are
-    fewer than 15 steps; order 2 in between.
+    Raises:
+        ValueError: j above i.
     """
-    if i == j:
-        return x
-    first_order = ddim(levels, i, j, x, pred, history, None)
-    last = j == 0 and (levels.alpha_bar[0] == 1 or len(levels) - 1 < 15)
-    if not history or last:
-        return first_order
-    before, earlier = history[-1]
-    h = _half_log_snr(levels, j) - _half_log_snr(levels, i)
-    h_before = _half_log_snr(levels, i) - _half_log_snr(levels, before)
-    return first_order - 0.5 * levels.signal(j) * math.expm1(-h) * h / h_before * (pred.x0 - earlier.x0)
-
-
-def _half_log_snr(levels: Levels, i: int) -> float:
-    alpha_bar = levels.alpha_bar[i]
-    if alpha_bar in (0.0, 1.0):
-        return -math.inf if alpha_bar == 0 else math.inf
-    return 0.5 * math.log(alpha_bar / (1 - alpha_bar))
+    if j > i:
+        raise ValueError(f"{name} cannot step up, got a step from level {i} to {j}")
 
 
 def _shifted(mean: Tensor, pred: Prediction) -> Tensor:

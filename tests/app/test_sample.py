@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from editkit.app.options import SampleOptions
-from editkit.app.sample import SOLVERS, draw, sample_images
+from editkit.app.sample import draw, sample_images
 from editkit.backbones.pixel import load_pixel
 from editkit.data.files import provenance
 from editkit.engine.count import count_calls
+from editkit.engine.solvers import SOLVERS
 from editkit.types import EditRequest
 from tests.app import tiny
 from tests.app.standin import pixels

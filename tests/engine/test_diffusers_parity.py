@@ -11,9 +11,10 @@ from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler, DPMSol
 
 from editkit.backbones.pixel import PixelBackbone
 from editkit.engine.invert import DDIM
+from editkit.engine.multistep import dpmpp_2m
 from editkit.engine.sample import sample
 from editkit.engine.schedule import Schedule
-from editkit.engine.steps import ddim, ddpm, dpmpp_2m
+from editkit.engine.steps import ddim, ddpm
 from tests.engine.stand_ins import assert_near, tiny_unet
 
 KINDS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}

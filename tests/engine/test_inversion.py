@@ -11,9 +11,10 @@ import torch
 
 from editkit.engine.guidance import ClassifierFree, Guided
 from editkit.engine.invert import DDIM, INVERTERS, EditFriendly, FixedPoint, SDEdit, replay
+from editkit.engine.multistep import dpmpp_2m
 from editkit.engine.sample import sample
 from editkit.engine.schedule import Schedule
-from editkit.engine.steps import ddim, dpmpp_2m
+from editkit.engine.steps import ddim
 from editkit.errors import UsageError
 from editkit.types import Condition, Prediction
 from tests.engine.stand_ins import SHAPE, Calls, Wavy, assert_near, random

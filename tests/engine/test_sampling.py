@@ -7,9 +7,10 @@ from functools import partial
 import pytest
 import torch
 
+from editkit.engine.multistep import dpmpp_2m
 from editkit.engine.sample import sample
 from editkit.engine.schedule import Schedule
-from editkit.engine.steps import ddim, ddpm, dpmpp_2m
+from editkit.engine.steps import ddim, ddpm
 from editkit.types import Prediction
 from tests.engine.stand_ins import SHAPE, Calls, Gaussian, Oracle, Wavy, assert_near, random
 

@@ -8,8 +8,9 @@ from functools import partial
 import pytest
 import torch
 
+from editkit.engine.multistep import dpmpp_2m
 from editkit.engine.schedule import Schedule
-from editkit.engine.steps import ddim, ddpm, dpmpp_2m, move, sigma
+from editkit.engine.steps import ddim, ddpm, move, sigma
 from editkit.types import Prediction
 from tests.engine.stand_ins import SHAPE, random
 
