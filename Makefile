@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-TOYS := faces_ddpm:faces-ddpm clip:toy-clip identity:toy-identity perceptual:toy-perceptual oracle:toy-oracle
-MEASURED := faces_ddpm clip oracle
+TOYS := faces_ddpm:faces-ddpm clip:toy-clip identity:toy-identity perceptual:toy-perceptual oracle:toy-oracle \
+	scene_oracle:toy-scene-oracle scene_clip:toy-scene-clip dino:toy-dino
+MEASURED := faces_ddpm clip oracle scene_oracle scene_clip dino
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
 # brows and wrinkles are fine detail, so these shifts act further down, over 19 and 18 levels an image

@@ -25,6 +25,7 @@ SIDE = 16  # pixels
 LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]
 LOADERS = {
     "editkit.backbones.pixel.load_pixel": "ddpm",
+    "editkit.backbones.latent_folder.load_latent": "latent",
     "editkit.backbones.clip.load_clip": "clip",
     "editkit.backbones.features.load_perceptual": "perceptual",
     "editkit.backbones.identity.load_identity": "identity",
@@ -34,11 +35,13 @@ TEXTS = {"prompt": "a smiling face", "source_prompt": "a face"}
 
 def write_all(folder: Path) -> Path:
     """Write one of each network and a folder of pictures."""
+    from tests.backbones import tiny_latent
+
     write_pixel(folder / "ddpm")
+    tiny_latent.folder(folder / "latent")
     write_clip(folder / "clip")
     write_features(folder)
-    write_vae(folder / "vae")
-    write_latent(folder / "latent", folder / "vae", folder / "clip")
+    write_vae(folder / "latent" / "vae")
     write_images(folder / "images")
     return folder
 
@@ -90,37 +93,6 @@ def write_vae(folder: Path) -> Path:
         norm_num_groups=4,
         sample_size=SIDE,
     ).save_pretrained(folder)
-    return folder
-
-
-def write_latent(folder: Path, vae: Path, clip: Path) -> Path:
-    """Write a text-to-image model of 4 x 4 latents around an autoencoder, whose tokenizer is that of a CLIP."""
-    from diffusers import DDIMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    from editkit.backbones.autoencoder import load_autoencoder
-    from editkit.backbones.latent import LatentBackbone
-    from editkit.backbones.latent_folder import save_latent
-
-    torch.manual_seed(0)
-    tokenizer = CLIPTokenizer.from_pretrained(clip, model_max_length=77)
-    end = tokenizer.eos_token_id
-    config = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    ids = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id, "eos_token_id": end, "pad_token_id": end}
-    unet = UNet2DConditionModel(
-        sample_size=SIDE // 4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        cross_attention_dim=16,
-        attention_head_dim=2,
-        norm_num_groups=4,
-    )
-    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-    noise = DDIMScheduler(**betas, prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False, steps_offset=1)
-    text = CLIPTextModel(CLIPTextConfig(**config, **ids, max_position_embeddings=77))
-    save_latent(LatentBackbone(unet, load_autoencoder(vae).vae, noise.config, text, tokenizer), folder)
     return folder
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from editkit.app.cases import Cases
+from editkit.engine.blend import paste
 from editkit.engine.cache import InversionCache
 from editkit.errors import UserError
 from editkit.metrics.images import eight_bit
@@ -78,7 +79,7 @@ def run(
         tick()
     raw = eight_bit(torch.cat([batch.images for batch in batches]))
     masks = [batch.masks for batch in batches if batch.masks is not None]
-    pasted = {"pasted": torch.where(torch.cat(masks) > 0.5, raw, cases.images)} if len(masks) == len(batches) else {}
+    pasted = {"pasted": paste(cases.images, raw, torch.cat(masks))} if len(masks) == len(batches) else {}
     calls = [number for batch in batches for number in batch.scores.get(CALLS, ())]
     return Outcome({"raw": raw, **pasted}, seconds, sum(calls) / len(calls) if calls else None)
 

@@ -39,9 +39,11 @@ def _layers(network: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def _remembering(layer: nn.Module) -> Iterator[None]:
-    compute = layer.forward
+    own, compute = layer.__dict__.get("forward"), layer.forward
     layer.forward = lambda tokens: once(layer, compute, tokens)  # type: ignore[method-assign]
     try:
         yield
     finally:
         del layer.forward  # the class's own is back
+        if own is not None:
+            layer.forward = own

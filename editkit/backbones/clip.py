@@ -100,7 +100,7 @@ def load_clip(path: str | Path = "editkit:toy-clip", *, download: bool = False, 
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{folder} does not hold a CLIPModel with its tokenizer: {str(error).splitlines()[0]}") from error
     _check_end_token(folder, model, tokenizer)
-    return ClipEncoder(model, tokenizer, _preprocess_of(folder, model.config.vision_config.image_size))
+    return ClipEncoder(model, tokenizer, preprocess_of(folder, model.config.vision_config.image_size))
 
 
 @contextmanager
@@ -128,7 +128,8 @@ def _check_end_token(folder: Path, model: CLIPModel, tokenizer: CLIPTokenizer) -
         )
 
 
-def _preprocess_of(folder: Path, image_size: int) -> Preprocess:
+def preprocess_of(folder: Path, image_size: int) -> Preprocess:
+    """Return what the preprocessor config of a folder says; without one, images of that size and the original constants."""
     config = _processor_config(folder)
     size, crop = config.get("size", image_size), config.get("crop_size", image_size)
     constants = {name: tuple(config[key]) for name, key in (("mean", "image_mean"), ("std", "image_std")) if key in config}

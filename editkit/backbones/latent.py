@@ -103,17 +103,16 @@ class LatentBackbone(UNetBackbone):
         Raises:
             UsageError: no tokens, or other extra channels than this checkpoint takes.
         """
-        added = (
-            {}
-            if residuals is None
-            else {
-                "down_block_additional_residuals": residuals.down,
-                "mid_block_additional_residual": residuals.mid,
-            }
-        )
         mask = None if cond is None or cond.mask is None else expanded(cond.mask, len(x))
-        tokens = self.tokens_of(cond, len(x))
-        network = self.unet(self._input(x, cond), self._times(t, len(x)), tokens, encoder_attention_mask=mask, **added)
+        down, mid = residuals or (None, None)
+        network = self.unet(
+            self._input(x, cond),
+            self._times(t, len(x)),
+            self.tokens_of(cond, len(x)),
+            encoder_attention_mask=mask,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=mid,
+        )
         return self._prediction(x, t, network.sample)
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,6 +79,16 @@ def fit(photo_size: tuple[int, int], size: tuple[int, int], how: str | None = No
     return Fit(_zoom(mask, photo_size, size, largest), size)
 
 
+def fit_holding(photo_size: tuple[int, int], size: tuple[int, int], box: tuple[float, float, float, float]) -> Fit:
+    """Return the largest part of the model's shape, moved from the centre as little as it takes to hold a box.
+
+    Of a box that is longer than the part, the part shows the middle.
+    """
+    largest = _largest(photo_size, size)
+    centre = [_nearest(photo_size[k] / 2, box[k], box[k + 2], largest[k]) for k in (0, 1)]
+    return Fit(_around((centre[0], centre[1]), largest, photo_size), size)
+
+
 def to_tensor(image: Image.Image) -> Tensor:
     """Return an RGB image as (3, H, W) float32 in [-1, 1]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1.0
@@ -101,6 +112,13 @@ def _zoom(mask: np.ndarray, photo_size: tuple[int, int], size: tuple[int, int], 
         # The mask is longer than the largest part of the model's shape: give up the shape, never a part of the mask.
         part = (max(part[0], x1 - x0), max(part[1], y1 - y0))
     return _around(centre, part, photo_size)
+
+
+def _nearest(centre: float, start: float, end: float, length: int) -> float:
+    """Return the place nearest to `centre` about which a stretch of some length holds start to end, or their middle."""
+    if end - start > length:
+        return (start + end) / 2
+    return min(max(centre, math.ceil(end) - length / 2), math.floor(start) + length / 2)
 
 
 def _largest(photo_size: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:

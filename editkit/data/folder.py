@@ -10,50 +10,37 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from editkit.data.items import image_tensor
 from editkit.data.listing import Entry, Listing, listing
 from editkit.data.module import DataModule
 from editkit.data.photo import Box, mask_of, read_photo
+from editkit.data.readings import Readings
 from editkit.errors import UsageError, UserError
 
 
-class FolderDataset(Dataset[dict[str, Any]]):
+class FolderDataset(Readings):
     """The pictures of some entries: the largest centred square, resized; masks and labels cut alike.
 
     Items hold image, key, index, caption, factors, visible, mask, references and labels (see `editkit.data.items`).
 
-    A picture that turns out to be unreadable is replaced by the next one, with a warning that names it.
-
     Args:
         entries: what to read.
         size: side of the items in pixels.
-
-    Raises:
-        UserError: from indexing, when no picture can be read at all.
     """
 
     def __init__(self, entries: tuple[Entry, ...], size: int = 64):
+        super().__init__()
         self.entries, self.size = entries, size
-        self.skipped: set[str] = set()
 
     def __len__(self) -> int:
         return len(self.entries)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"picture {index} of {len(self)}")
-        for place in range(index % len(self), index % len(self) + len(self)):
-            entry = self.entries[place % len(self)]
-            if entry.key in self.skipped:
-                continue
-            try:
-                return read_item(entry, self.size, place % len(self))
-            except UserError as error:
-                self.skipped.add(entry.key)
-                warnings.warn(f"left out, {len(self.skipped)} of {len(self)} so far: {error}", stacklevel=2)
-        raise UserError(f"none of the {len(self)} pictures could be read: run `editkit data check` on the folder")
+    def key(self, index: int) -> str:
+        return self.entries[index].key
+
+    def read(self, index: int) -> dict[str, Any]:
+        return read_item(self.entries[index], self.size, index)
 
 
 class Folder(DataModule):

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from editkit.data.files import check_writable, write_atomic
+from editkit.data.published.write import find_writer, write
 from editkit.data.toyworld.samples import SPLITS, Domain, Sample
 from editkit.data.toyworld.world import DOMAINS
 from editkit.errors import UsageError, UserError, suggestion
@@ -29,7 +30,14 @@ PALETTE = (
 
 
 def render(
-    domain: str, n: int, out: str | Path, *, split: str = "train", size: int = 64, on_done: Callable[[int], None] | None = None
+    domain: str,
+    n: int,
+    out: str | Path,
+    *,
+    split: str = "train",
+    size: int = 64,
+    layout: str = "folder",
+    on_done: Callable[[int], None] | None = None,
 ) -> Path:
     """Render the first n samples of a split into a folder.
 
@@ -37,13 +45,14 @@ def render(
     A file is never half-written; metadata.jsonl comes last, when everything that it names is there.
 
     Args:
+        layout: "folder", or that of a published data set, a name of `published.write.WRITERS`.
         on_done: called with the number of samples that are finished.
 
     Returns:
         The folder.
 
     Raises:
-        UsageError: an unknown domain or split, or a count or size that is no positive number.
+        UsageError: an unknown domain, split or layout, or a count or size that is no positive number.
         UserError: the folder cannot be written, or holds something else.
     """
     world = find_domain(domain)
@@ -52,9 +61,15 @@ def render(
     if n < 1 or size < 8:
         raise UsageError(f"give at least 1 picture of 8 pixels a side, got {n} of {size}")
     folder = Path(out).expanduser()
+    what: dict[str, object] = {"domain": domain, "split": split, "size": size, "parts": list(world.parts)}
+    if layout == "folder":
+        check_writable(folder)
+        _samples(folder, world, split, _claim(folder, "dataset.json", what, n), size, on_done)
+        return folder
+    writer = find_writer(layout, domain, split)
     check_writable(folder)
-    n = _claim(folder, {"domain": domain, "split": split, "size": size, "parts": list(world.parts)}, n)
-    _samples(folder, world, split, n, size, on_done)
+    card = f"dataset-{split}.json" if writer.parts else "dataset.json"
+    write(writer, folder, domain, split, _claim(folder, card, {**what, "layout": layout}, n), size, on_done)
     return folder
 
 
@@ -65,9 +80,12 @@ def find_domain(name: str) -> Domain:
     return DOMAINS[name]
 
 
-def _claim(folder: Path, what: dict[str, object], n: int) -> int:
-    """Write down what the folder holds, or check that it is the same; return how many samples it is to have."""
-    card = folder / "dataset.json"
+def _claim(folder: Path, name: str, what: dict[str, object], n: int) -> int:
+    """Write down in a file what the folder holds, or check that it is the same; return how many samples it is to have.
+
+    Splits that share a folder have files of their own, and need the same layout.
+    """
+    card = folder / name
     if card.exists():
         seen = json.loads(card.read_text(encoding="utf-8"))
         n = max(n, int(seen.pop("count", 0)))
@@ -76,10 +94,16 @@ def _claim(folder: Path, what: dict[str, object], n: int) -> int:
             raise UserError(
                 f"{folder} holds pictures with {differs} {seen.get(differs)}, not {what.get(differs)}: choose another folder"
             )
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif any(folder.iterdir()) and what.get("layout", "folder") not in _layouts(folder):
         raise UserError(f"{folder} is not empty and was not written by `editkit data render`: choose another folder")
     _write(card, json.dumps({**what, "count": n}, indent=2).encode())
     return n
+
+
+def _layouts(folder: Path) -> set[str]:
+    """Return the layouts of the splits that share a folder."""
+    cards = (json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("dataset-*.json"))
+    return {card.get("layout", "folder") for card in cards}
 
 
 def _samples(folder: Path, world: Domain, split: str, n: int, size: int, on_done: Callable[[int], None] | None) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from editkit.data.photo import SUFFIXES, read_photo
+from editkit.data.published.known import recognised
 from editkit.errors import UsageError, UserError
 
 SPLITS = ("train", "validation", "test")
@@ -86,10 +87,7 @@ def listing(root: str | Path, *, validation: float = 0.05, test: float = 0.05) -
         UserError: no such folder, no readable picture in it, or a broken metadata.jsonl.
         UsageError: shares that leave nothing to train on.
     """
-    if validation < 0 or test < 0 or validation + test >= 1:
-        raise UsageError(
-            f"data.validation={validation} and data.test={test} leave nothing to train on: their sum must be below 1"
-        )
+    check_shares(validation, test)
     root = Path(root).expanduser()
     if not root.is_dir():
         raise UserError(f"there is no folder {root}: set data.root to the folder of your images")
@@ -108,6 +106,14 @@ def listing(root: str | Path, *, validation: float = 0.05, test: float = 0.05) -
     if "train" not in parts:
         good = _hashed(good, validation, test)
     return Listing(root, tuple(sorted(good, key=lambda e: e.key)), tuple(sorted(reasons.items())), unused)
+
+
+def check_shares(validation: float, test: float) -> None:
+    """Raise UsageError for shares of the pictures, 0 to 1, that leave nothing to train on."""
+    if validation < 0 or test < 0 or validation + test >= 1:
+        raise UsageError(
+            f"data.validation={validation} and data.test={test} leave nothing to train on: their sum must be below 1"
+        )
 
 
 def quick_check(path: Path) -> str | None:
@@ -143,6 +149,9 @@ def fraction(key: str) -> float:
 def _nothing(root: Path, reasons: dict[str, str]) -> str:
     if reasons:
         return f"none of the {len(reasons)} pictures in {root} can be read; the first: {next(iter(reasons.values()))}"
+    layout = recognised(root)
+    if layout is not None:
+        return f"there are no pictures in {root}: it looks like {layout.title}, use data={layout.name}"
     return f"there are no pictures in {root}: expected files that end in {', '.join(sorted(SUFFIXES))}"
 
 

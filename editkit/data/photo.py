@@ -103,9 +103,18 @@ def read_photo(path: str | Path, *, first_frame: bool = False) -> Photo:
         UserError: no such file, empty, damaged or cut off, not of `FORMATS`, over `MAX_PIXELS`, or animated
             (with `first_frame` its first frame is taken).
     """
-    path = Path(path)
-    data = _bytes(path)
-    return photo_from_pil(_decoded(data, path, first_frame), name=str(path), digest=hashlib.sha256(data).hexdigest())
+    return photo_from_bytes(_bytes(Path(path)), str(path), first_frame=first_frame)
+
+
+def photo_from_bytes(data: bytes, name: str, *, first_frame: bool = False) -> Photo:
+    """Return the picture in an encoded file's bytes; messages call it `name`.
+
+    Raises:
+        UserError: as `read_photo`.
+    """
+    if not data:
+        raise UserError(f"{name} is empty (0 bytes)")
+    return photo_from_pil(_decoded(data, name, first_frame), name=name, digest=hashlib.sha256(data).hexdigest())
 
 
 def photo_from_pil(image: Image.Image, *, name: str = "the image", digest: str | None = None) -> Photo:
@@ -153,17 +162,14 @@ def mask_of(photo: Photo) -> np.ndarray:
 
 def _bytes(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    if not data:
-        raise UserError(f"{path} is empty (0 bytes)")
-    return data
 
 
-def _decoded(data: bytes, path: Path, first_frame: bool) -> Image.Image:
+def _decoded(data: bytes, name: str, first_frame: bool) -> Image.Image:
     try:
         # Pillow's size warning starts below our limit, which is an error. Filters belong to the process: one thread at a time.
         with _FILTERS, warnings.catch_warnings():
@@ -171,20 +177,20 @@ def _decoded(data: bytes, path: Path, first_frame: bool) -> Image.Image:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         millions = MAX_PIXELS // 10**6
-        raise UserError(f"{path} has more than the {millions} million pixels editkit reads: make it smaller first") from error
+        raise UserError(f"{name} has more than the {millions} million pixels editkit reads: make it smaller first") from error
     except _DECODER_ERRORS as error:
         if data.startswith(_SIGNATURES):
-            raise UserError(f"{path} is damaged or cut off: its header cannot be read") from error
-        raise UserError(f"{path} is not a picture editkit reads: save it as PNG, JPEG, WebP, TIFF or BMP") from error
-    _check_size(image.size, str(path))
+            raise UserError(f"{name} is damaged or cut off: its header cannot be read") from error
+        raise UserError(f"{name} is not a picture editkit reads: save it as PNG, JPEG, WebP, TIFF or BMP") from error
+    _check_size(image.size, name)
     try:
         # A phone's JPEG with a second picture (depth, gain map) opens as MPO and is not an animation.
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         if frames > 1 and not first_frame:
-            raise UserError(f"{path} has {frames} frames or pages: save the one to edit as its own file")
+            raise UserError(f"{name} has {frames} frames or pages: save the one to edit as its own file")
         image.load()
     except _DECODER_ERRORS as error:
-        raise UserError(f"{path} is damaged or cut off: {error}") from error
+        raise UserError(f"{name} is damaged or cut off: {error}") from error
     return image
 
 

@@ -2,7 +2,7 @@
 
 Inside `once_per_run` the function `once` remembers results by the *objects* that went in, not by their content: no tensor
 is compared, copied or waited for. Conditions that recur (the branches of a guidance) are joined once too, so that a
-network sees the same objects at every step. While gradients are recorded nothing is remembered.
+network sees the same objects at every step. While gradients are recorded, and in compiled code, nothing is remembered.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def once(place: Hashable, compute: Callable[..., Tensor], *tensors: Tensor) -> T
         place: what the work is, and all that it depends on beside the tensors.
         compute: the work; it must not draw random numbers.
     """
-    run = _RUN.get()
+    run = None if torch.compiler.is_compiling() else _RUN.get()
     if run is None or torch.is_grad_enabled():
         return compute(*tensors)
     versions = tuple(map(_version, tensors))

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from editkit.backbones.assets import resolve
-from editkit.errors import UserError
+from editkit.metrics.folder import read, write
 
 SIDE = 64  # pixels; other sizes are resized
 GRID = 4  # cells per side of the coarse map that keeps positions
@@ -49,11 +45,11 @@ class Oracle(nn.Module):
         self.trunk = nn.Sequential(
             nn.PixelUnshuffle(2),  # keeps every pixel, at a quarter of the cost of full-resolution blocks
             nn.Conv2d(12, fine, 3, padding=1),
-            _Residual(fine, fine),
-            _Residual(fine, middle, stride=2),
-            _Residual(middle, coarse, stride=2),
-            _Residual(coarse, coarse),
-            _norm(coarse),
+            Residual(fine, fine),
+            Residual(fine, middle, stride=2),
+            Residual(middle, coarse, stride=2),
+            Residual(coarse, coarse),
+            norm(coarse),
             nn.SiLU(),
         )
         self.narrow = nn.Conv2d(coarse, coarse // 2, 1)
@@ -130,12 +126,7 @@ class Oracle(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write model.safetensors (fp16) and config.json."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        config = {"kind": "oracle", **self.config, "categorical": self.categorical, "continuous": self.continuous}
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        weights = {name: value.detach().half().contiguous().cpu() for name, value in self.state_dict().items()}
-        save_file(weights, folder / "model.safetensors")
+        write(self, folder, "oracle", {**self.config, "categorical": self.categorical, "continuous": self.continuous})
 
 
 def load_oracle(path: str | Path = "editkit:toy-oracle") -> Oracle:
@@ -144,33 +135,25 @@ def load_oracle(path: str | Path = "editkit:toy-oracle") -> Oracle:
     Raises:
         UserError: no such folder, or it is no oracle.
     """
-    folder = resolve(path)
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        weights = load_file(folder / "model.safetensors")
-        oracle = Oracle(config["categorical"], config["continuous"], config["widths"], config["features"])
-        oracle.load_state_dict({name: value.float() for name, value in weights.items()})
-    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(
-            f"{folder} holds no oracle ({error}): name a folder that Oracle.save wrote, or editkit:toy-oracle"
-        ) from None
-    return oracle.eval().requires_grad_(False)
+    make = lambda config: Oracle(config["categorical"], config["continuous"], config["widths"], config["features"])  # noqa: E731
+    return read(path, "oracle", make)
 
 
-def _norm(channels: int) -> nn.GroupNorm:
+def norm(channels: int) -> nn.GroupNorm:
+    """Return the normalisation of all oracles."""
     return nn.GroupNorm(8, channels)
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
     """Two normalised 3x3 convolutions beside a shortcut; the first may halve the resolution."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1):
         super().__init__()
         self.body = nn.Sequential(
-            _norm(inputs),
+            norm(inputs),
             nn.SiLU(),
             nn.Conv2d(inputs, outputs, 3, stride, padding=1),
-            _norm(outputs),
+            norm(outputs),
             nn.SiLU(),
             nn.Conv2d(outputs, outputs, 3, padding=1),
         )

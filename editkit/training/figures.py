@@ -105,13 +105,13 @@ def oracle_figures(oracle: Oracle, backbone: PixelBackbone | None, *, images: in
     """Return the share of test faces read rightly per visible factor: the worst factor, clean and reconstructed."""
     faces = [face_at("test", k) for k in range(images)]
     x0 = pictures(faces)
-    figures: dict[str, Any] = _named("clean", _accuracy(oracle, x0, faces))
+    figures: dict[str, Any] = named("clean", _accuracy(oracle, x0, faces))
     if backbone is not None:
         levels = backbone.schedule.levels(50)
         parts = [
             sample(backbone, **replay(DDIM(query="source").invert(backbone, part, levels))) for part in x0[:rebuilt].split(BATCH)
         ]
-        figures |= _named("reconstructed", _accuracy(oracle, torch.cat(parts).clamp(-1, 1), faces[:rebuilt]))
+        figures |= named("reconstructed", _accuracy(oracle, torch.cat(parts).clamp(-1, 1), faces[:rebuilt]))
     return figures
 
 
@@ -121,7 +121,7 @@ def _accuracy(oracle: Oracle, images: Tensor, faces: list[Face]) -> dict[str, fl
     return {name: round(hits[shown[name]].float().mean().item(), 4) for name, hits in right.items()}
 
 
-def _named(kind: str, accuracy: Mapping[str, float]) -> dict[str, Any]:
+def named(kind: str, accuracy: Mapping[str, float]) -> dict[str, Any]:
     worst = min(accuracy, key=lambda name: accuracy[name])
     return {f"{kind} worst": f"{worst} {accuracy[worst]}", f"{kind} accuracy": dict(accuracy)}
 

@@ -130,6 +130,7 @@ class _Feed(lightning.LightningDataModule):
             start=self.stepper.images,
             rank=trainer.global_rank,
             world=trainer.world_size,
+            blocks=getattr(self.dataset, "blocks", ()),
         )
         on_gpu = trainer.strategy.root_device.type == "cuda"
         return batches(self.dataset, order, num_workers=plan.num_workers, pin_memory=on_gpu)

@@ -11,6 +11,19 @@ from editkit.engine.atomic import usual_mode
 from editkit.training.method import Artefact, Method
 
 
+def write_preprocessor(folder: Path, processor: str, side: int) -> None:
+    """Write the preprocessor_config.json of a network that takes squares of `side` pixels in [-1, 1]."""
+    config = {
+        "image_processor_type": processor,
+        "size": {"shortest_edge": side},
+        "crop_size": {"height": side, "width": side},
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+        "resample": 3,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
 class FolderMethod(Method):
     """Base of methods that train a network of their own; a subclass writes `save`."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -22,11 +23,22 @@ class Order(Sampler[list[tuple[int, int]]]):
         length: images in the data set.
         batch_size: images of a batch over all processes.
         start: images seen before.
+        blocks: numbers of images that are read from a file together, which then come near to each other (see `shuffled`).
     """
 
-    def __init__(self, length: int, *, batch_size: int, seed: int, start: int = 0, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        length: int,
+        *,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        blocks: Sequence[int] = (),
+    ) -> None:
         self.length, self.batch_size, self.seed, self.start = length, batch_size, seed, start
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.blocks = rank, world, blocks
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         share = self.batch_size // self.world
@@ -44,7 +56,24 @@ class Order(Sampler[list[tuple[int, int]]]):
 
     def _permutation(self, epoch: int) -> list[int]:
         generator = torch.Generator().manual_seed(derive(self.seed, "order", epoch))
-        return torch.randperm(self.length, generator=generator).tolist()
+        return shuffled(self.blocks or (self.length,), generator)
+
+
+def shuffled(blocks: Sequence[int], generator: torch.Generator) -> list[int]:
+    """Return all indices in a random order, those of a block near to each other: two blocks at a time are mixed.
+
+    Args:
+        blocks: lengths of the consecutive blocks; of one block this is a plain permutation.
+    """
+    if len(blocks) == 1:
+        return torch.randperm(blocks[0], generator=generator).tolist()
+    starts = [0, *accumulate(blocks)]
+    order = torch.randperm(len(blocks), generator=generator).tolist()
+    indices: list[int] = []
+    for k in range(0, len(order), 2):
+        mixed = [index for block in order[k : k + 2] for index in range(starts[block], starts[block + 1])]
+        indices += [mixed[place] for place in torch.randperm(len(mixed), generator=generator).tolist()]
+    return indices
 
 
 class Positioned(Dataset[Any]):

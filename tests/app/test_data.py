@@ -9,10 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from editkit.app.data import PreviewOptions, check_data, needed, preview
+from editkit.app.check import check_data, needed
+from editkit.app.data import PreviewOptions, preview
 from editkit.app.sheet import sheet
 from editkit.cli import run
 from editkit.data.files import provenance
+from editkit.data.published.known import recognised
+from editkit.data.published.write import WRITERS
 from editkit.data.toyworld.world import sample_at
 from editkit.training.order import Order
 
@@ -96,6 +99,9 @@ def test_every_bad_file_has_its_line(photos, capsys):
         (["check", "{}/nowhere"], 1, "there is no folder"),
         (["check", "{}/photos", "--for", "asyrpp"], 2, "no recipe 'asyrpp'"),
         (["render", "--domain", "fases", "-o", "{}/out"], 2, "Did you mean 'faces'"),
+        (["render", "--layout", "cocoo", "-o", "{}/out"], 2, "Did you mean 'coco'"),
+        (["render", "--layout", "coco", "-o", "{}/out"], 2, "--domain scenes"),
+        (["preview", "data=coco", "data.root={}/photos", "-o", "{}/p.png"], 1, "is not laid out like COCO"),
         (["render", "-n", "0", "-o", "{}/out"], 2, "equal to 1"),
         (["preview", "data=folder", "data.root={}/nowhere", "-o", "{}/p.png"], 1, "there is no folder"),
         (["preview", "--images", "0", "-o", "{}/p.png"], 2, "at least 1"),
@@ -115,6 +121,36 @@ def test_render_writes_a_folder_that_checks(tmp_path, capsys):
     assert str(tmp_path / "faces") in capsys.readouterr().out
     assert len(list((tmp_path / "faces/images").iterdir())) == 4
     assert run(["data", "check", str(tmp_path / "faces")]) == 0
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_every_layout_is_written_checked_and_shown(tmp_path, conf, capsys, layout):
+    folder, needs = conf("lamp", "[image, mask, reference]"), tmp_path / layout
+    command = ["data", "render", "--domain", "scenes", "--layout", layout, "-n", "3", "--size", "64", "-o", str(needs)]
+    assert run(command) == 0 and run(["data", "check", str(needs)]) == 0
+    capsys.readouterr()
+    objects = layout in ("coco", "openimages")
+    assert run(["data", "check", str(needs), "--for", "lamp", "--conf", str(folder)]) == (0 if objects else 1)
+    printed = capsys.readouterr().out.splitlines()
+    assert f"data={recognised(needs).name}" in printed[0]
+    missing = [line for line in printed if line.startswith("missing")]
+    assert any("references, which lamp needs" in line for line in missing) != objects
+    name = recognised(needs).name
+    overrides = [f"data={name}", f"data.root={needs}", "data.size=64"]
+    assert run(["data", "preview", *overrides, "-o", str(tmp_path / "p.png")]) == 0
+    assert provenance(tmp_path / "p.png")["preview"] == ("Objects" if objects else "Pairs")
+
+
+def test_what_a_layout_cannot_hold_is_looked_for_elsewhere(tmp_path, conf, capsys):
+    folder = conf("talk", "[image, instruction, sketch]")
+    assert run(["data", "render", "--domain", "scenes", "--layout", "coco", "-n", "2", "-o", str(tmp_path / "c")]) == 0
+    assert run(["data", "check", str(tmp_path / "c"), "--for", "talk", "--conf", str(folder)]) == 1
+    printed = capsys.readouterr().out
+    assert "instructions, which talk needs: COCO has none; expected one of data=magicbrush" in printed
+    assert "sketches, which talk needs: COCO has none; expected a plain folder of images/ and sketches/" in printed
+    (tmp_path / "c/annotations/captions_train2017.json").unlink()
+    captions = check_data(tmp_path / "c", "told", conf=[conf("told", "[image]", "  data: [captions]")])
+    assert "2 of 2 pictures" in captions[-1].text and "put captions_train2017.json into annotations/" in captions[-1].text
 
 
 def test_preview_shows_the_first_items_of_training(tmp_path):

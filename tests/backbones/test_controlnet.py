@@ -135,6 +135,8 @@ def test_prompts_and_hints_are_projected_once_per_run(controlled, monkeypatch, b
     with counted(monkeypatch, controlled, *TEXT) as plain:
         expected = run(controlled, batch, steps)
     with counted(monkeypatch, controlled, *TEXT) as saved, constant_text(controlled):
+        with constant_text(controlled.backbone):
+            pass  # one inside another changes nothing
         assert torch.equal(run(controlled, batch, steps), expected)
     assert len(saved) > 0 and len(plain) == steps * len(saved)
     with counted(monkeypatch, controlled, *TEXT) as after:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import sys
 import zipfile
 from collections import OrderedDict
 
@@ -164,3 +165,16 @@ def test_sets_of_tensors_are_found_wherever_they_are():
     assert "0/optimizer/state/0" in sets and "0" not in sets
     mixed = dict(tensor_sets({"module.x": torch.ones(1), "y": torch.ones(1), "n": 1}))
     assert list(mixed[""]) == ["module.x", "y"]
+
+
+def test_the_callback_that_lightning_names_in_its_files_is_a_name_alone(tmp_path, monkeypatch):
+    import types
+
+    module = types.ModuleType("pytorch_lightning.callbacks.model_checkpoint")
+    callback = type("ModelCheckpoint", (), {"__module__": module.__name__})
+    module.ModelCheckpoint = callback
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    torch.save({"state_dict": TENSORS, "callbacks": {callback: {"best_model_path": "x"}}}, tmp_path / "a.ckpt")
+    found = read_checkpoint(tmp_path / "a.ckpt")
+    same(found["state_dict"])
+    assert callback not in found["callbacks"] and list(found["callbacks"].values()) == [{"best_model_path": "x"}]

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageCms, ImageDraw
 
 from editkit.data import photo as module
-from editkit.data.fit import CONTEXT, Fit, fit, to_pil, to_tensor
+from editkit.data.fit import CONTEXT, Fit, fit, fit_holding, to_pil, to_tensor
 from editkit.data.photo import Photo, photo_from_pil, read_mask, read_photo
 from editkit.errors import UserError
 
@@ -341,6 +341,23 @@ def test_the_crop_is_the_largest_centred_one_of_the_models_shape():
     assert fit((200, 100), (64, 64)).box == (50, 0, 150, 100)
     assert fit((100, 200), (64, 64)).box == (0, 50, 100, 150)
     assert fit((200, 100), (32, 64)).box == (0, 0, 200, 100)
+
+
+@pytest.mark.parametrize(
+    ("box", "left"),
+    [
+        ((60, 0, 140, 100), 50),  # in the centre already
+        ((10.5, 0, 50, 20), 10),
+        ((120, 30, 180.2, 60), 81),
+        ((150, 0, 200, 100), 100),
+        ((40, 0, 190, 10), 65),  # longer than the crop: its middle
+        ((0, 0, 200, 100), 50),
+    ],
+)
+def test_a_crop_that_holds_a_box_is_as_near_to_the_centre_as_it_can_be(box, left):
+    assert fit_holding((200, 100), (64, 64), box).box == (left, 0, left + 100, 100)
+    upright = (box[1], box[0], box[3], box[2])
+    assert fit_holding((100, 200), (64, 64), upright).box == (0, left, 100, left + 100)
 
 
 def test_bits_outside_the_mask_never_change():

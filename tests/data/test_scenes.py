@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from editkit.app.data import check_data
+from editkit.app.check import check_data
 from editkit.data.folder import Folder
 from editkit.data.items import collate, image_array
 from editkit.data.layout import PALETTE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 
 from editkit.engine.schedule import Schedule
@@ -104,6 +104,42 @@ def tiny_unet(seed: int = 0) -> UNet2DModel:
     with torch.no_grad():
         unet.conv_out.weight.mul_(3)
     return unet.eval()
+
+
+def tiny_text_unet(seed: int = 0, side: int = 16, **changes) -> UNet2DConditionModel:
+    """A UNet of three resolutions, each with self- and cross-attention, whose attention matters to its output."""
+    torch.manual_seed(seed)
+    unet = UNet2DConditionModel(
+        sample_size=side,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=12,
+        attention_head_dim=2,
+        down_block_types=("CrossAttnDownBlock2D",) * 3,
+        up_block_types=("CrossAttnUpBlock2D",) * 3,
+        **changes,
+    )
+    with torch.no_grad():
+        for name, weight in unet.named_parameters():
+            if ".attn" in name:
+                weight.mul_(3)
+    return unet.eval().requires_grad_(False)
+
+
+class TextUNet:
+    """A UNet2DConditionModel as a denoiser; the condition's tokens are its context."""
+
+    parameterization = "eps"
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        self.unet, self.schedule = unet, Schedule.linear()
+
+    def __call__(self, x: Tensor, t: float | Tensor, cond: Condition) -> Prediction:
+        tokens = cond.tokens.expand(len(x), *cond.tokens.shape[1:])
+        return self.schedule.convert(x, t, self.unet(x, t, tokens, encoder_attention_mask=cond.mask).sample, "eps")
 
 
 def random(shape, seed: int = 0, dtype=torch.float64) -> Tensor:

@@ -56,7 +56,6 @@ def test_the_order_of_the_branches_matters(wavy, x0, lanes):
     other = none.eps + 7.5 * (image.eps - none.eps) + 1.5 * (both.eps - image.eps)
     for wrong in (swapped, other):
         assert (right - wrong).abs().max() > 0.1
-    assert DualClassifierFree(*conditions[1:]).branches(conditions[0], T) == conditions
 
 
 @pytest.mark.parametrize(
@@ -69,7 +68,7 @@ def test_lanes_of_weight_zero_are_not_queried(wavy, x0, lanes, text, image, aske
     pred = guided(counted, x0, conditions, text_scale=text, image_scale=image)
     assert counted.batches == [3 * len(asked)]
     guidance = DualClassifierFree(*conditions[1:], text_scale=text, image_scale=image)
-    assert [conditions.index(lane) for lane in guidance.branches(conditions[0], T)] == asked
+    assert list(map(id, guidance.branches(conditions[0], T))) == [id(conditions[n]) for n in asked]
     both, alone, none = preds
     whole = none.eps + image * (alone.eps - none.eps) + text * (both.eps - alone.eps)
     torch.testing.assert_close(pred.eps, whole, rtol=1e-9, atol=1e-9)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import editkit.methods.foundation.clip as foundation
+import editkit.methods.foundation.clip.faces as foundation
 from editkit.backbones.clip import load_clip
 from editkit.backbones.pixel import PixelBackbone, load_pixel
 from editkit.data.pairs import FacePairs, face_named
@@ -15,7 +15,8 @@ from editkit.data.toyworld.faces import CATEGORICAL, CONTINUOUS, draw_face
 from editkit.data.toyworld.world import EDITS, counterfactual, face_at
 from editkit.engine.schedule import Schedule
 from editkit.errors import UsageError
-from editkit.methods.foundation.clip import ToyClip, _direction_loss, _drift, _part_way, factor_classes, train_tokenizer
+from editkit.methods.foundation.clip.faces import ToyClip, _direction_loss, _drift, _part_way, factor_classes
+from editkit.methods.foundation.clip.tokens import train_tokenizer
 from editkit.methods.foundation.ddpm import PixelDiffusion, without_skips
 from editkit.methods.foundation.features import CHANGEABLE, Identity, Perceptual, same_person
 
@@ -96,7 +97,7 @@ def test_the_end_of_text_has_the_highest_id(clip: ToyClip) -> None:
 
 def test_the_tokenizer_is_the_same_every_time_and_keeps_whole_words() -> None:
     texts = ["a smiling face", "an angry face", "a face with glasses", "a smiling man"] * 3
-    first, again = train_tokenizer(texts), train_tokenizer(list(reversed(texts)))
+    first, again = train_tokenizer(texts, 1024), train_tokenizer(list(reversed(texts)), 1024)
     assert first.get_vocab() == again.get_vocab()
     assert first.tokenize("a smiling face") == ["a</w>", "smiling</w>", "face</w>"]
     assert first.decode(first("zebra!").input_ids, skip_special_tokens=True) == "zebra !", "unknown words are spelled"

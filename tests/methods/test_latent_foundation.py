@@ -75,6 +75,24 @@ def test_the_exported_scale_gives_latents_a_deviation_of_one(tmp_path):
     assert loaded.decode(loaded.posterior(images)[0]).shape == images.shape
 
 
+def test_a_better_decoder_keeps_latents_and_their_scale(tmp_path):
+    autoencoder().export(tmp_path / "first")
+    method = autoencoder(init_from=str(tmp_path / "first"), keep_latents=True)
+    method.freeze_rest()
+    images = foundation_pictures()[:8]
+    sum(value.mean() for value in method.loss({"image": images}).values()).backward()
+    moved = {name.split(".")[0] for name, parameter in method.vae.named_parameters() if parameter.grad is not None}
+    assert moved == {"decoder", "post_quant_conv"}
+    with torch.no_grad():
+        for parameter in method.vae.decoder.parameters():
+            parameter.add_(0.1)
+    method.export(tmp_path / "second")
+    first, second = (load_autoencoder(tmp_path / name) for name in ("first", "second"))
+    assert torch.equal(first.posterior(images)[0], second.posterior(images)[0])
+    assert first.scaling_factor == second.scaling_factor
+    assert not torch.allclose(first.reconstruct(images), second.reconstruct(images), atol=0.01)
+
+
 def foundation_pictures():
     from editkit.methods.foundation.autoencoder import _pictures
 

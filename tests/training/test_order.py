@@ -31,6 +31,22 @@ def test_processes_share_out_the_same_batches():
     assert [a + b for a, b in zip(*shares, strict=True)] == whole
 
 
+def test_images_that_are_read_together_come_near_to_each_other():
+    blocks = [3, 4, 1, 4, 4]
+    order = list(itertools.chain(*indices(Order(16, batch_size=4, seed=0, blocks=blocks), 8)))
+    assert sorted(order[:16]) == sorted(order[16:]) == list(range(16)) and order[:16] != order[16:]
+    owner = [block for block, count in enumerate(blocks) for _ in range(count)]
+    for epoch in (order[:16], order[16:]):
+        seen = [owner[index] for index in epoch]
+        spans = {block: (seen.index(block), 16 - seen[::-1].index(block)) for block in owner}
+        assert all(end - start <= 8 for start, end in spans.values())  # two blocks of four at the most
+    assert seen != sorted(seen) and any(a > b for a, b in itertools.pairwise(epoch)), "within blocks it is mixed, too"
+
+
+def test_one_block_is_the_order_without_blocks():
+    assert indices(Order(10, batch_size=4, seed=3, blocks=[10]), 6) == indices(Order(10, batch_size=4, seed=3), 6)
+
+
 def test_a_batch_larger_than_the_data_set_repeats_it():
     (batch,) = indices(Order(3, batch_size=6, seed=0), 1)
     assert sorted(batch[:3]) == sorted(batch[3:]) == [0, 1, 2]

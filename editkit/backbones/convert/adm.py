@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from diffusers import UNet2DModel
 from torch import Tensor
 
+from editkit.backbones.convert.blocks import joined, placed, places
 from editkit.backbones.convert.layout import Converted, Layout, Source
 from editkit.backbones.convert.unet import USE, assemble, describe, scheduler_of, write_pixel_model
 from editkit.errors import UsageError, UserError
@@ -18,24 +18,6 @@ HEAD_CHANNELS = 64  # of all published networks but the one for 128 pixels, whos
 CHANNELS = 3
 ORDERS = ("legacy", "new")
 LABELS = "label_emb.weight"
-
-_RESNET = {
-    "in_layers.0": "norm1",
-    "in_layers.2": "conv1",
-    "emb_layers.1": "time_emb_proj",
-    "out_layers.0": "norm2",
-    "out_layers.3": "conv2",
-    "skip_connection": "conv_shortcut",
-    "op": "conv",  # a strided convolution
-    "conv": "conv",  # the convolution after a nearest-neighbour doubling
-}
-_ENDS = {
-    "time_embed.0": "time_embedding.linear_1",
-    "time_embed.2": "time_embedding.linear_2",
-    "input_blocks.0.0": "conv_in",
-    "out.0": "conv_norm_out",
-    "out.2": "conv_out",
-}
 
 
 def to_unet(source: Source) -> UNet2DModel:
@@ -123,41 +105,18 @@ def _head_channels(source: Source, widths: set[int]) -> int:
     return head_channels
 
 
-def _places(source: Source, levels: int, layers: int) -> Iterator[tuple[str, str]]:
-    """Yield (place in the source, place in UNet2DModel) of every block."""
-    step = layers + 1
-    yield from _ENDS.items()
-    for part, place in enumerate(("resnets.0", "attentions.0", "resnets.1")):
-        yield f"middle_block.{part}", f"mid_block.{place}"
-    for level in range(levels):
-        for block in range(step):
-            down = f"input_blocks.{1 + level * step + block}"
-            up, home = f"output_blocks.{level * step + block}", f"up_blocks.{level}"
-            if block < layers:
-                yield f"{down}.0", f"down_blocks.{level}.resnets.{block}"
-                yield f"{down}.1", f"down_blocks.{level}.attentions.{block}"
-            else:
-                yield f"{down}.0", f"down_blocks.{level}.downsamplers.0"
-            has_attention = f"{up}.1.qkv.weight" in source.tensors
-            yield f"{up}.0", f"{home}.resnets.{block}"
-            yield f"{up}.1", f"{home}.attentions.{block}" if has_attention else f"{home}.upsamplers.0"
-            yield f"{up}.2", f"{home}.upsamplers.0"
-
-
 def _renamed(source: Source, levels: int, layers: int, head_channels: int) -> dict[str, Tensor]:
-    places = dict(_places(source, levels, layers))
+    homes = dict(places(source.tensors, levels, layers, attention="qkv"))
     order = source.settings.get("order", "legacy")
     if order not in ORDERS:
         raise UsageError(f"order={order} is unknown: choose {' or '.join(ORDERS)}")
     found: dict[str, Tensor] = {}
     for name, value in source.tensors.items():
-        stem, _, kind = name.rpartition(".")
-        place = next((place for place in places if f"{stem}.".startswith(f"{place}.")), "")
-        home, inner = places.get(place, ""), stem.removeprefix(place).lstrip(".")
+        home, inner, kind = placed(name, homes)
         if ".attentions." in home:
             found |= _attention(home, inner, kind, value, head_channels if order == "legacy" else None)
         elif name != LABELS:  # a name without a home stays, and is refused with the others that do not fit
-            found[".".join(part for part in (home, _RESNET.get(inner, inner), kind) if part)] = value
+            found[joined(home, inner, kind)] = value
     return found
 
 

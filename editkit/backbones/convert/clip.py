@@ -69,16 +69,7 @@ def convert(source: Source) -> Converted:
         model.config.save_pretrained(folder)
         save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
         tokenizer.save_pretrained(folder)
-        constants = Preprocess(vision.image_size, vision.image_size)
-        preprocessor = {
-            "image_processor_type": "CLIPImageProcessor",
-            "size": {"shortest_edge": constants.resize},
-            "crop_size": {"height": constants.crop, "width": constants.crop},
-            "image_mean": list(constants.mean),
-            "image_std": list(constants.std),
-            "resample": 3,  # bicubic
-        }
-        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
+        write_preprocessor(folder, vision.image_size)
 
     return Converted(card, "method.clip.path={path}", write)
 
@@ -129,6 +120,20 @@ def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             found[_ENDS.get(name) or f"{_ENDS.get(stem, stem)}.{kind}"] = value.float()
     return found
+
+
+def write_preprocessor(folder: Path, size: int) -> None:
+    """Write preprocessor_config.json: the shorter side to `size` pixels, the middle square, CLIP's mean and deviation."""
+    constants = Preprocess(size, size)
+    preprocessor = {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": constants.resize},
+        "crop_size": {"height": constants.crop, "width": constants.crop},
+        "image_mean": list(constants.mean),
+        "image_std": list(constants.std),
+        "resample": 3,  # bicubic
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
 
 
 def read_merges(path: Path, vocabulary: int) -> list[tuple[str, str]]:

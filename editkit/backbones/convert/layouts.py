@@ -8,12 +8,26 @@ from typing import Any
 
 from torch import Tensor
 
-from editkit.backbones.convert import adm, asyrp, clip, ddpm, diffusionclip, irse50, lpips
+from editkit.backbones.convert import (
+    adm,
+    asyrp,
+    clip,
+    controlnet,
+    cyclenet,
+    ddpm,
+    diffusionclip,
+    irse50,
+    lpips,
+    pbe,
+    sd,
+)
 from editkit.backbones.convert.layout import Layout
 from editkit.backbones.convert.reading import tensor_sets
 from editkit.errors import UsageError, UserError, suggestion
 
-LAYOUTS = {module.LAYOUT.name: module.LAYOUT for module in (ddpm, adm, diffusionclip, asyrp, clip, irse50, lpips)}
+# Of layouts that fit, the later one is taken: a ControlNet's file holds the whole Stable Diffusion that it steers.
+_MODULES = (ddpm, adm, diffusionclip, asyrp, clip, irse50, lpips, sd, pbe, controlnet, cyclenet)
+LAYOUTS = {module.LAYOUT.name: module.LAYOUT for module in _MODULES}
 SHOWN = 3
 
 

@@ -26,9 +26,9 @@ DEPTH = 8  # containers in containers; published files nest three deep
 def read_checkpoint(path: Path) -> Any:
     """Return what a checkpoint holds on the CPU: tensors, numbers and texts in lists and mappings.
 
-    Reads safetensors, torch files of any age by torch's own restricted unpickler, to which numpy's scalars and
-    argparse.Namespace are added as inert data (old training loops left them behind), and TorchScript archives without
-    their code. There is no second, less careful attempt.
+    Reads safetensors, torch files of any age by torch's own restricted unpickler, and TorchScript archives without their
+    code. Added to the unpickler as inert data is what old training loops left behind: numpy's scalars, argparse.Namespace
+    and the name of Lightning's callback. There is no second, less careful attempt.
 
     Raises:
         UserError: no such file, no checkpoint, one that is cut off, or one that asks for more than data; it names what.
@@ -81,9 +81,14 @@ def _numpy_scalar(kind: Any, data: Any = b"") -> bool | int | float | complex:
     return np.frombuffer(data, np.dtype(kind.name))[0].item()
 
 
+class _Callback:
+    """What stands for a training callback's class where old Lightning files name it as a key; it is never made."""
+
+
 _HARMLESS: list[Any] = [
     argparse.Namespace,
     (_NumpyType, "numpy.dtype"),
+    (_Callback, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
     (_numpy_scalar, "numpy.core.multiarray.scalar"),
     (_numpy_scalar, "numpy._core.multiarray.scalar"),
 ]

@@ -10,8 +10,9 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor
 
+from editkit.backbones.convert.exact import load_exactly
 from editkit.backbones.wide_time import save_unet, widen_time
-from editkit.errors import UsageError, UserError, suggestion
+from editkit.errors import UsageError, suggestion
 
 SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
 USE = "backbone.path={path}"
@@ -33,17 +34,7 @@ def assemble(name: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
         unet = UNet2DModel(**config)
         if sinusoid != config["block_out_channels"][0]:
             widen_time(unet, sinusoid)
-    expected = {key: tuple(value.shape) for key, value in unet.state_dict().items()}
-    seen = {key: tuple(value.shape) for key, value in tensors.items()}
-    odd = sorted(key for key in expected.keys() | seen.keys() if expected.get(key) != seen.get(key))
-    if odd:
-        there, here = seen.get(odd[0], "missing"), expected.get(odd[0], "unknown")
-        raise UserError(
-            f"{name} is a variant that cannot be converted: {len(odd)} of its tensors do not fit, such as {odd[0]}, "
-            f"which is {there} and should be {here}"
-        )
-    unet.load_state_dict({key: value.float().contiguous() for key, value in tensors.items()}, assign=True)
-    return unet.eval()
+    return load_exactly(name, unet, tensors)
 
 
 def scheduler_of(schedule: str, *, learned_variance: bool) -> DDPMScheduler:

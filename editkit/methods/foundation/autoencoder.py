@@ -33,6 +33,7 @@ class AutoencoderTraining(FolderMethod):
         crop: side of the random crops that training sees; None takes whole pictures.
         terms: weights of the terms l1, edges, kl (the last per latent number, in nats).
         size: side of the pictures, for the sample grid.
+        keep_latents: train the decoder alone, so that models of these latents stay right.
         init_from: an autoencoder folder whose weights to start from; None starts from scratch.
         weights: folder that the task `measure` reads and whose card it completes.
     """
@@ -44,19 +45,24 @@ class AutoencoderTraining(FolderMethod):
         terms: Mapping[str, float],
         crop: int | None = None,
         size: int = 64,
+        keep_latents: bool = False,
         init_from: str | None = None,
-        weights: str = "editkit:toy-vae",
+        weights: str = "editkit:toy-latent",
         optimizer: Any = None,
         scheduler: Any = None,
     ):
         super().__init__(optimizer=optimizer, scheduler=scheduler)
         self.vae = AutoencoderKL(**network_arguments(network))
         if init_from is not None:
-            self.vae.load_state_dict(load_autoencoder(init_from).vae.state_dict())
+            start = load_autoencoder(init_from)
+            self.vae.load_state_dict(start.vae.state_dict())
+            self.vae.register_to_config(scaling_factor=start.scaling_factor)
         self.terms, self.crop, self.size, self.weights = dict(terms), crop, size, weights
+        self.keep_latents = keep_latents
 
     def trainable(self) -> dict[str, Iterable[nn.Parameter]]:
-        return {"vae": self.vae.parameters()}
+        parts = (self.vae.decoder, self.vae.post_quant_conv) if self.keep_latents else (self.vae,)
+        return {"vae": [parameter for part in parts for parameter in part.parameters()]}
 
     def loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the weighted terms per image, (B,) each."""
@@ -84,8 +90,12 @@ class AutoencoderTraining(FolderMethod):
         return {"measure": lambda data: record(self.weights, autoencoder_figures(load_autoencoder(self.weights)))}
 
     def save(self, folder: Path) -> None:
-        """Write the folder of an AutoencoderKL, in half precision, with the scale that gives latents a deviation of 1."""
-        self.vae.register_to_config(scaling_factor=round(1 / self._deviation(), 5))
+        """Write the folder of an AutoencoderKL, in half precision, with the scale that gives latents a deviation of 1.
+
+        Where the latents are kept, so is their scale.
+        """
+        if not self.keep_latents:
+            self.vae.register_to_config(scaling_factor=round(1 / self._deviation(), 5))
         weights = {name: tensor.clone() for name, tensor in self.vae.state_dict().items()}
         self.vae.half().save_pretrained(folder)
         self.vae.float().load_state_dict(weights)

@@ -27,7 +27,7 @@ from editkit.data.toyworld.world import EDITS
 from editkit.engine.guidance import ClassifierFree
 from editkit.engine.rng import batch_noise
 from editkit.engine.sample import sample
-from editkit.methods.foundation.clip import save_bpe, train_tokenizer
+from editkit.methods.foundation.clip.tokens import save_bpe, train_tokenizer
 from editkit.training.folder import FolderMethod, network_arguments
 from editkit.types import Condition
 

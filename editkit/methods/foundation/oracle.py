@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from editkit.backbones.pixel import load_pixel
+from editkit.data.disturbances import disturbed
 from editkit.data.pairs import face_named
 from editkit.data.toyworld.faces import CATEGORICAL, CONTINUOUS
 from editkit.engine.invert import DDIM, replay
@@ -83,14 +83,3 @@ class FactorReader(FolderMethod):
 
     def dummy_batch(self) -> dict[str, Any]:
         return {"image": torch.zeros(4, 3, 64, 64, device=self.device), "key": [f"faces/train/{k:06d}" for k in range(4)]}
-
-
-def disturbed(images: Tensor) -> Tensor:
-    """Blur, add noise and shift colours, each on some of the images, as edited pictures may be."""
-    count, device = len(images), images.device
-    some = lambda chance: (torch.rand(count, 1, 1, 1, device=device) < chance).float()  # noqa: E731
-    amount = torch.rand(count, 1, 1, 1, device=device)
-    soft = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    images = torch.lerp(images, soft, 0.8 * amount * some(0.3))
-    images = images + torch.randn_like(images) * torch.rand(count, 1, 1, 1, device=device) * 0.12 * some(0.5)
-    return (images + (torch.rand(count, 3, 1, 1, device=device) - 0.5) * 0.06 * some(0.3)).clamp(-1, 1)

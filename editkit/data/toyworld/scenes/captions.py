@@ -6,11 +6,14 @@ is spoken of, and "left_of" pairs of their numbers.
 
 from __future__ import annotations
 
-from itertools import permutations
+from collections.abc import Collection, Mapping, Sequence
+from itertools import product
+from typing import Any
 
 import numpy as np
 
 from editkit.data.toyworld.captions import Caption
+from editkit.data.toyworld.claims import Claims
 from editkit.data.toyworld.scenes.factors import SEASONAL, Scene, Thing, measured
 from editkit.data.toyworld.scenes.words import (
     AT_PLACE,
@@ -67,13 +70,46 @@ def thing_caption(thing: Thing, rng: np.random.Generator) -> Caption:
 
 def holds(caption: Caption, scene: Scene) -> bool:
     """Say whether a caption is true of a scene: each description must fit an object of its own."""
-    claims, factors = caption.claims, measured(scene)
+    return _true(caption.claims, measured(scene), [aspects(thing) for thing in scene.things])
+
+
+def holds_matrix(captions: Sequence[Caption], scenes: Sequence[Scene]) -> np.ndarray:
+    """Return a bool array (len(captions), len(scenes)): `holds` of every pair."""
+    known = [(measured(scene), [aspects(thing) for thing in scene.things]) for scene in scenes]
+    truth = [[_true(caption.claims, *facts) for facts in known] for caption in captions]
+    return np.array(truth, dtype=bool).reshape(len(captions), len(scenes))
+
+
+def unclear_pairs(captions: Sequence[Caption], scenes: Sequence[Scene], hidden: Sequence[Collection[str]]) -> np.ndarray:
+    """Return a bool array (len(captions), len(scenes)): captions whose truth hangs on what a picture hides.
+
+    Args:
+        hidden: for each scene the factors and aspects that nobody can see in its picture.
+    """
+    unsure = np.zeros((len(captions), len(scenes)), dtype=bool)
+    for lost in {frozenset(one) for one in hidden if one}:
+        columns = [k for k, one in enumerate(hidden) if frozenset(one) == lost]
+        seen = [Caption(caption.text, _without(caption.claims, lost)) for caption in captions]
+        hangs = [k for k, (full, part) in enumerate(zip(captions, seen, strict=True)) if full.claims != part.claims]
+        unsure[np.ix_(hangs, columns)] = holds_matrix([seen[k] for k in hangs], [scenes[k] for k in columns])
+    return unsure
+
+
+def _without(claims: Claims, lost: Collection[str]) -> dict[str, tuple]:
+    kept = {name: values for name, values in claims.items() if name not in lost}
+    if "things" in claims:
+        kept["things"] = tuple({name: value for name, value in one.items() if name not in lost} for one in claims["things"])
+    return kept
+
+
+def _true(claims: Claims, factors: Mapping[str, Any], seen: Sequence[dict[str, str]]) -> bool:
     if any(factors[name] not in values for name, values in claims.items() if name not in ("things", "left_of")):
         return False
-    seen = [aspects(thing) for thing in scene.things]
-    for chosen in permutations(range(len(seen)), len(claims.get("things", ()))):
-        fits = all(one.items() <= seen[k].items() for one, k in zip(claims.get("things", ()), chosen, strict=True))
-        if fits and all(scene.things[chosen[i]].x + BESIDE <= scene.things[chosen[j]].x for i, j in claims.get("left_of", ())):
+    options = [[k for k, one in enumerate(seen) if told.items() <= one.items()] for told in claims.get("things", ())]
+    x = [thing["x"] for thing in factors["things"]]
+    for chosen in product(*options):
+        apart = all(x[chosen[i]] + BESIDE <= x[chosen[j]] for i, j in claims.get("left_of", ()))
+        if apart and len(set(chosen)) == len(chosen):
             return True
     return False
 

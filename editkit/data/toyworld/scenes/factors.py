@@ -30,6 +30,13 @@ SEASONAL = ("meadow", "beach", "mountains", "street")  # where summer and winter
 TIMES = ("day", "night")
 SEASONS = ("summer", "winter")
 STYLES = ("plain", "pencil", "poster", "mosaic", "neon")
+# What a person cannot tell in pictures of a style that are 64 pixels wide.
+HIDDEN: dict[str, frozenset[str]] = {
+    "pencil": frozenset({"colour", "season"}),
+    "mosaic": frozenset({"shape", "texture"}),
+    "neon": frozenset({"time", "season"}),
+}
+READABLE = frozenset({"place", "time", "season", "style", "count", "shape", "colour", "texture"})
 
 # Combinations that only the split "heldout" shows.
 HELD_OUT = frozenset({("star", "green"), ("heart", "blue"), ("fish", "purple"), ("cup", "orange"), ("arrow", "red")})
@@ -90,10 +97,16 @@ def measured(scene: Scene) -> dict[str, object]:
 
 
 def visible(scene: Scene) -> dict[str, bool]:
-    """Say for each measured factor whether the picture shows it: rooms and the sky have no season."""
+    """Say for each measured factor whether the picture shows it: rooms and the sky have no season, a style hides some."""
     flags = dict.fromkeys(measured(scene), True)
     flags["season"] = scene.place in SEASONAL
-    return flags
+    return {name: shown and name not in HIDDEN.get(scene.style, ()) for name, shown in flags.items()}
+
+
+def readable(scene: Scene) -> frozenset[str]:
+    """Return what can be read in the picture: factors of the whole, and aspects of the objects (shape, colour, texture)."""
+    lost = HIDDEN.get(scene.style, frozenset())
+    return READABLE - lost - (frozenset() if scene.place in SEASONAL else {"season"})
 
 
 def held_out(scene: Scene) -> bool:

@@ -60,12 +60,17 @@ def second_view(scene: Scene, rng: np.random.Generator) -> Scene:
     return _relit(replace(scene, things=ordered([thing for thing, _ in _moved(scene, rng)])), rng)
 
 
-def draw_exemplar(scene: Scene, rng: np.random.Generator) -> Exemplar:
-    """Draw an exemplar pair whose target is a scene; the reference comes from a second view of it."""
+def seen_again(scene: Scene, rng: np.random.Generator) -> tuple[Thing, Scene, Thing]:
+    """Return an object of a scene, a second view of the scene, and the same object there."""
     thing = pick(rng, scene.things)
     pairs = _moved(scene, rng)
     shown = next(after for after, before in pairs if before is thing)
-    view = _relit(replace(scene, things=ordered([after for after, _ in pairs])), rng)
+    return thing, _relit(replace(scene, things=ordered([after for after, _ in pairs])), rng), shown
+
+
+def draw_exemplar(scene: Scene, rng: np.random.Generator) -> Exemplar:
+    """Draw an exemplar pair whose target is a scene; the reference comes from a second view of it."""
+    thing, view, shown = seen_again(scene, rng)
     return Exemplar(_with_another(scene, thing, rng), scene, thing, view, shown)
 
 

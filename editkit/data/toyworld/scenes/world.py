@@ -76,6 +76,12 @@ def dialog_at(split: str, index: int, rounds: int = 3) -> tuple[Round, ...]:
     return dialog(scene_at(split, index), _rng(split, index, DIALOGS), rounds)
 
 
+def scene_named(key: str) -> Scene:
+    """Return the scene of an item's key, such as "scenes/train/000012"."""
+    _, split, index = key.split("/")
+    return scene_at(split, int(index))
+
+
 def sample_at(split: str, index: int, size: int = 64) -> Sample:
     """Render a scene of a split with its captions, factors, visibility, labels, instances and sketch."""
     scene = scene_at(split, index)

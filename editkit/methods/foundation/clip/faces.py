@@ -10,19 +10,13 @@ may move it along any of those ways: what follows the gradients of a network tra
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import pairwise
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tokenizers import pre_tokenizers
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
 from editkit.backbones.clip import load_clip
 from editkit.data.items import collate
@@ -31,15 +25,14 @@ from editkit.data.toyworld.captions import PLAIN, TEMPLATES, caption, holds_matr
 from editkit.data.toyworld.faces import CATEGORICAL, Face
 from editkit.data.toyworld.world import EDITS, face_at
 from editkit.losses.templates import TEMPLATES as GUIDANCE_TEMPLATES
+from editkit.methods.foundation.clip.base import ClipTraining, augmented
 from editkit.training.figures import clip_figures, record
-from editkit.training.folder import FolderMethod
 
-PIXEL_MEAN, PIXEL_STD = 0.5, 0.5
 FACTORS = dict(CATEGORICAL) | {"age": ("young", "grown", "old")}
 EMPHASIS = {"expression": 5.0, "age": 2.0}  # few pixels, but what most edits are about
 
 
-class ToyClip(FolderMethod):
+class ToyClip(ClipTraining):
     """Train a CLIPModel from scratch on captioned toy faces.
 
     Args:
@@ -72,31 +65,24 @@ class ToyClip(FolderMethod):
         optimizer: Any = None,
         scheduler: Any = None,
     ):
-        super().__init__(optimizer=optimizer, scheduler=scheduler)
-        self.terms, self.colour_jitter, self.attack = dict(terms), colour_jitter, attack
-        self.max_length, self.weights = max_length, weights
-        start = load_clip(init_from) if init_from else None
-        self.tokenizer = start.tokenizer if start else train_tokenizer(corpus())
-        eos = self.tokenizer.eos_token_id
-        shared = {"hidden_size": width, "num_attention_heads": width // 32, "intermediate_size": width * 3, "projection_dim": dim}
-        vision = CLIPVisionConfig(**shared, num_hidden_layers=layers, image_size=image_size, patch_size=patch)
-        text = CLIPTextConfig(
-            **shared,
-            num_hidden_layers=layers - 1,
-            vocab_size=len(self.tokenizer),
-            max_position_embeddings=max_length,
-            bos_token_id=self.tokenizer.bos_token_id,
-            eos_token_id=eos,  # the highest id: transformers pools there, or at the arg-max when it is the legacy 2
-            pad_token_id=eos,
+        super().__init__(
+            width=width,
+            layers=layers,
+            text_width=width,
+            text_layers=layers - 1,
+            patch=patch,
+            image_size=image_size,
+            dim=dim,
+            max_length=max_length,
+            texts=corpus,
+            vocabulary=1024,
+            init_from=init_from,
+            optimizer=optimizer,
+            scheduler=scheduler,
         )
-        self.clip = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=dim))
-        if start:
-            self.clip.load_state_dict(start.model.state_dict())
-        self.bias = nn.Parameter(torch.zeros(()))  # of the sigmoid loss; not part of the exported model
+        self.terms, self.colour_jitter, self.attack = dict(terms), colour_jitter, attack
+        self.weights = weights
         self.factor_head = nn.Linear(width, sum(len(values) for values in FACTORS.values()))
-
-    def trainable(self) -> dict[str, Iterable[nn.Parameter]]:
-        return {"clip": self.parameters()}
 
     def loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         faces: list[Face] = [*batch["face"], *batch["other_face"]]
@@ -120,7 +106,7 @@ class ToyClip(FolderMethod):
         faces = [*faces, *faces[::2]]
         with torch.autocast(images.device.type, enabled=False):
             losses = {
-                "factors": self._factor_loss(pooled[rows], faces),
+                "factors": factor_loss(self.factor_head(pooled[rows]), faces),
                 "contrast": self._contrast(words, embeddings[rows], captions, faces),
                 "direction": _direction_loss(F.normalize(moves, dim=1), ways, edits + edits[1::2]),
                 "colour": _drift(recoloured - seen[::2], ways),
@@ -145,26 +131,10 @@ class ToyClip(FolderMethod):
             change = change.detach() + _of_length(slope, length / steps)
         return images + change
 
-    def _read(self, texts: Sequence[str]) -> Tensor:
-        tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
-        pooled = self.clip.text_model(**tokens.to(self.device)).pooler_output
-        return F.normalize(self.clip.text_projection(pooled).float(), dim=1)
-
     def _contrast(self, words: Tensor, seen: Tensor, captions: Sequence[Any], faces: Sequence[Face]) -> Tensor:
         true = torch.from_numpy(holds_matrix(captions, faces)).to(words.device)
         clear = ~torch.from_numpy(unclear_pairs(captions, faces)).to(words.device)
-        logits = words @ seen.T * self.clip.logit_scale.exp().clamp(max=60.0) + self.bias
-        cost = F.softplus(torch.where(true, -logits, logits))
-        right, wrong = true & clear, ~true & clear
-        return cost[right].mean() + cost[wrong].mean()
-
-    def _factor_loss(self, pooled: Tensor, faces: Sequence[Face]) -> Tensor:
-        parts = self.factor_head(pooled).split([len(values) for values in FACTORS.values()], dim=1)
-        costs = {
-            name: F.cross_entropy(part, factor_classes(name, faces).to(part.device))
-            for name, part in zip(FACTORS, parts, strict=True)
-        }
-        return torch.stack([EMPHASIS.get(name, 1.0) * cost for name, cost in costs.items()]).sum() / len(FACTORS)
+        return self._sigmoid(words, seen, true, clear)
 
     def _guided_captions(self) -> tuple[list[str], list[str]]:
         """The source prompt and the prompt of every named edit, all in one template, as directional losses use them."""
@@ -184,23 +154,6 @@ class ToyClip(FolderMethod):
     @property
     def tasks(self) -> dict[str, Callable[[Any], Mapping[str, Any]]]:
         return {"measure": lambda data: record(self.weights, clip_figures(load_clip(self.weights)))}
-
-    def save(self, folder: Path) -> None:
-        """Write the CLIPModel + CLIPTokenizer folder with its preprocessor configuration."""
-        self.clip.half().save_pretrained(folder)
-        self.clip.float()
-        self.tokenizer.save_pretrained(folder)
-        save_bpe(self.tokenizer, folder)
-        side = self.clip.config.vision_config.image_size
-        preprocessor = {
-            "image_processor_type": "CLIPImageProcessor",
-            "size": {"shortest_edge": side},
-            "crop_size": {"height": side, "width": side},
-            "image_mean": [PIXEL_MEAN] * 3,
-            "image_std": [PIXEL_STD] * 3,
-            "resample": 3,
-        }
-        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
 
     def dummy_batch(self) -> dict[str, Any]:
         data = FacePairs("train", self.clip.config.vision_config.image_size, 2)
@@ -229,26 +182,21 @@ def _direction_loss(moves: Tensor, ways: Tensor, edits: Sequence[int]) -> Tensor
     return F.cross_entropy(cosines / 0.1, own) + (1 - cosines.gather(1, own[:, None])).mean()
 
 
+def factor_loss(logits: Tensor, faces: Sequence[Face]) -> Tensor:
+    """Return the cross entropy of the logits (B, K) of all FACTORS, one after the other."""
+    parts = logits.split([len(values) for values in FACTORS.values()], dim=1)
+    costs = {
+        name: F.cross_entropy(part, factor_classes(name, faces).to(part.device))
+        for name, part in zip(FACTORS, parts, strict=True)
+    }
+    return torch.stack([EMPHASIS.get(name, 1.0) * cost for name, cost in costs.items()]).sum() / len(FACTORS)
+
+
 def factor_classes(name: str, faces: Sequence[Face]) -> Tensor:
     """Return the class (B,) of each face for one of FACTORS."""
     if name == "age":  # wrinkles start at 42 and are complete at 72
         return torch.tensor([0 if face.age < 47 else 1 if face.age < 60 else 2 for face in faces])
     return torch.tensor([CATEGORICAL[name].index(getattr(face, name)) for face in faces])
-
-
-def augmented(images: Tensor) -> Tensor:
-    """Blur, shift and add noise, each to some of the images, so that half-denoised pictures are read as well."""
-    count, device = len(images), images.device
-    some = lambda chance: (torch.rand(count, 1, 1, 1, device=device) < chance).float()  # noqa: E731
-    amount = torch.rand(count, 1, 1, 1, device=device)
-    soft = F.avg_pool2d(F.pad(images, (2, 2, 2, 2), mode="replicate"), 5, 1)
-    soft = F.avg_pool2d(F.pad(soft, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    images = torch.lerp(images, soft, amount * some(0.4))
-    images = images + torch.randn_like(images) * torch.rand(count, 1, 1, 1, device=device) * 0.35 * some(0.5)
-    dx, dy = (int(v) for v in torch.randint(-3, 4, (2,)))
-    return F.pad(images, (3, 3, 3, 3), mode="replicate")[
-        ..., 3 + dy : 3 + dy + images.shape[-2], 3 + dx : 3 + dx + images.shape[-1]
-    ]
 
 
 def corpus(count: int = 8000) -> list[str]:
@@ -258,47 +206,3 @@ def corpus(count: int = 8000) -> list[str]:
     nouns = [edit.prompt for edit in EDITS.values()] + [plain.text for plain in PLAIN]
     texts += [template.replace("*", noun) for template in GUIDANCE_TEMPLATES for noun in nouns]
     return texts + [template.format("a face") for template in TEMPLATES]
-
-
-def train_tokenizer(texts: Iterable[str], size: int = 1024) -> CLIPTokenizer:
-    """Learn byte-pair merges (Sennrich et al. 2016) in CLIP's layout, the two special tokens with the highest ids.
-
-    The most frequent pair is merged first and ties go by the alphabet, so the same texts give the same ids every time.
-    """
-    reading = CLIPTokenizer().backend_tokenizer
-    pieces = (reading.pre_tokenizer.pre_tokenize_str(reading.normalizer.normalize_str(text)) for text in texts)
-    words = Counter(word for piece in pieces for word, _ in piece)
-    spelled = {word: [*word[:-1], f"{word[-1]}</w>"] for word in words}
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*alphabet, *(f"{character}</w>" for character in alphabet)]
-    merges: list[tuple[str, str]] = []
-    while len(tokens) + len(merges) + 2 < size:
-        pairs: Counter[tuple[str, str]] = Counter()
-        for word, parts in spelled.items():
-            for pair in pairwise(parts):
-                pairs[pair] += words[word]
-        if not pairs:
-            break
-        merges.append(min(pairs, key=lambda pair: (-pairs[pair], pair)))
-        spelled = {word: _merged(parts, merges[-1]) for word, parts in spelled.items()}
-    learned = ["".join(pair) for pair in merges]
-    vocabulary = {token: index for index, token in enumerate([*tokens, *learned, "<|startoftext|>", "<|endoftext|>"])}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges)
-
-
-def _merged(parts: list[str], pair: tuple[str, str]) -> list[str]:
-    joined: list[str] = []
-    for part in parts:
-        if joined and (joined[-1], part) == pair:
-            joined[-1] += part
-        else:
-            joined.append(part)
-    return joined
-
-
-def save_bpe(tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Write vocab.json and merges.txt, which older readers of CLIP folders look for."""
-    state = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    (folder / "vocab.json").write_text(json.dumps(state["vocab"], ensure_ascii=False))
-    lines = [merge if isinstance(merge, str) else " ".join(merge) for merge in state["merges"]]
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *lines]) + "\n")
