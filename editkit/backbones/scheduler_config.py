@@ -30,7 +30,8 @@ _SCHEDULERS: Mapping[str, Mapping[str, Any]] = {
 
 def for_solver(config: Mapping[str, Any], solver: str) -> dict[str, Any]:
     """Return a scheduler config with the scheduler and times of diffusers that are a solver's; as it is for one without any."""
-    return {**config, **_SCHEDULERS.get(solver, {})}
+    known = {key: value for key, value in config.items() if key != "_use_default_values"}  # of these diffusers forgets the values
+    return {**known, **_SCHEDULERS.get(solver, {})}
 
 
 def parameterization_of(config: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from editkit.backbones.base import Backbone
 from editkit.data.encoded import drawn
+from editkit.engine.solvers import solver_named
 from editkit.errors import UsageError
 from editkit.training.denoising import denoising_error, drop_conditions, posteriors
 from editkit.training.instructed import InstructedEditor
@@ -39,7 +40,7 @@ class InstructPix2Pix(UNetTuning):
         checkpointing: see `UNetTuning`.
 
     Raises:
-        UsageError: a backbone of another kind, or a share that three cannot have.
+        UsageError: a backbone of another kind, or a share that three cannot have, or an unknown solver.
     """
 
     def __init__(
@@ -59,10 +60,11 @@ class InstructPix2Pix(UNetTuning):
     ) -> None:
         if not 0 <= 3 * dropped <= 1:
             raise UsageError(f"method.dropped={dropped} is out of range; three such shares are dropped: give 0 to 0.33")
-        self._edits_already = getattr(backbone, "extra_channels", 0) != 0
+        solver_named(solver)
+        ready = getattr(backbone, "extra_channels", 0) != 0
         latent = widened(backbone, getattr(backbone, "sample_shape", (0,))[0], NAME, "sd15")
         super().__init__(latent, checkpointing=checkpointing, solver=solver, optimizer=optimizer, scheduler=scheduler)
-        self.dropped = dropped
+        self.dropped, self._ready = dropped, ready
         self.sampling: dict[str, Any] = {"steps": steps, "text_scale": text_scale, "image_scale": image_scale}
         self.sampling |= {"solver": solver, "negative": negative, "rescale": rescale}
         self.preview: list[EditRequest] = []
@@ -71,7 +73,7 @@ class InstructPix2Pix(UNetTuning):
     @property
     def needs_trained(self) -> bool:
         """Return whether the backbone came without the image's channels."""
-        return not self._edits_already
+        return not self._ready
 
     # Training.
 
