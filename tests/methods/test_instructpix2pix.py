@@ -12,8 +12,8 @@ from editkit.backbones.inpainting import image_channels
 from editkit.backbones.latent import LatentBackbone
 from editkit.engine.rng import batch_noise, level_noise
 from editkit.errors import UsageError, UserError
-from editkit.methods.fully_supervised import instructpix2pix as module
 from editkit.methods.fully_supervised.instructpix2pix import InstructPix2Pix
+from editkit.methods.fully_supervised.instructpix2pix import method as module
 from editkit.training import denoising
 from editkit.training.artefact import Artefact
 from editkit.training.denoising import denoising_error, drop_conditions, posteriors

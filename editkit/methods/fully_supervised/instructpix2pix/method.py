@@ -1,12 +1,9 @@
-"""InstructPix2Pix: Learning to Follow Image Editing Instructions (Brooks et al., CVPR 2023, arXiv 2211.09800).
-
-A text-to-image UNet gets the image's latents as four more input channels and is trained on pairs with an instruction; it then
-edits any image by any instruction, in one pass of sampling.
-"""
+"""Training a text-to-image UNet to see a source image and follow an instruction."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +13,7 @@ from editkit.backbones.base import Backbone
 from editkit.data.encoded import drawn
 from editkit.engine.solvers import solver_named
 from editkit.errors import UsageError
+from editkit.methods.fully_supervised.instructpix2pix.pairs import PairMaker
 from editkit.training.denoising import denoising_error, drop_conditions, posteriors
 from editkit.training.instructed import InstructedEditor
 from editkit.training.method import Artefact, OptimizerFactory, SchedulerFactory
@@ -38,6 +36,7 @@ class InstructPix2Pix(UNetTuning):
         steps, text_scale, image_scale, solver, negative, rescale: of an edit, see `InstructedEditor`.
         dropped: share of the samples without their text, without their image, and without both, a share each.
         checkpointing: see `UNetTuning`.
+        pairs: makes training pairs, for the task `pairs`.
 
     Raises:
         UsageError: a backbone of another kind, or a share that three cannot have, or an unknown solver.
@@ -55,6 +54,7 @@ class InstructPix2Pix(UNetTuning):
         rescale: float = 0.0,
         dropped: float = 0.05,
         checkpointing: bool = False,
+        pairs: PairMaker | None = None,
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
     ) -> None:
@@ -64,7 +64,7 @@ class InstructPix2Pix(UNetTuning):
         ready = getattr(backbone, "extra_channels", 0) != 0
         latent = widened(backbone, getattr(backbone, "sample_shape", (0,))[0], NAME, "sd15")
         super().__init__(latent, checkpointing=checkpointing, solver=solver, optimizer=optimizer, scheduler=scheduler)
-        self.dropped, self._ready = dropped, ready
+        self.dropped, self.pairs, self._ready = dropped, pairs, ready
         self.sampling: dict[str, Any] = {"steps": steps, "text_scale": text_scale, "image_scale": image_scale}
         self.sampling |= {"solver": solver, "negative": negative, "rescale": rescale}
         self.preview: list[EditRequest] = []
@@ -120,6 +120,18 @@ class InstructPix2Pix(UNetTuning):
         both[:, 0].normal_()
         pair = {"image_posterior": both, "target_posterior": both.flip(0)}
         return {**pair, "instruction": ["make it night", "make the cup blue"], "key": ["dummy/0", "dummy/1"]}
+
+    # Making pairs.
+
+    @property
+    def tasks(self) -> dict[str, Callable[[Any], Mapping[str, Any]]]:
+        """Return pairs, if the recipe says how they are made."""
+        return {} if self.pairs is None else {"pairs": partial(self._make, self.pairs)}
+
+    def _make(self, pairs: PairMaker, data: Any) -> Mapping[str, Any]:
+        if self._ready:
+            raise UsageError("pairs are drawn by a text-to-image model, and this backbone edits: choose backbone=sd15")
+        return pairs(self.backbone, data)
 
     # Editing.
 
