@@ -200,7 +200,6 @@ def _write(folder: Path, edit: Edit, kept: Sequence[tuple[Mapping[str, Any], Ten
 
 
 def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, lambda file: file.write(text.encode()))
 
 
