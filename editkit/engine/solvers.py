@@ -16,7 +16,7 @@ from editkit.types import Levels
 __all__ = ["SOLVERS", "Solver", "solver_named"]
 
 # The times that Stable Diffusion's own folders ask for.
-_LEADING: Mapping[str, Any] = {"spacing": "leading", "offset": 1}
+_LEADING: dict[str, Any] = {"spacing": "leading", "offset": 1}
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,7 +109,7 @@ class InstructedEditor(Editor):
         )
         walk = self.solver.walk(self.solver.levels(backbone.schedule, steps))
         keys, shape = [request.key for request in requests], seen.both.concat.shape[1:]  # type: ignore[union-attr]
-        own = {"seed": [request.seed for request in requests], "sample": [request.sample for request in requests]}
+        own: dict[str, Any] = {"seed": [request.seed for request in requests], "sample": [request.sample for request in requests]}
         x = batch_noise(shape, keys, **own, purpose="start", device=backbone.device)
         noise = level_noise(shape, keys, **own, device=backbone.device)
         with constant_text(backbone):

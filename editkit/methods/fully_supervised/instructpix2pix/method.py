@@ -15,6 +15,7 @@ from editkit.engine.solvers import solver_named
 from editkit.errors import UsageError
 from editkit.methods.fully_supervised.instructpix2pix.pairs import PairMaker
 from editkit.training.denoising import denoising_error, drop_conditions, posteriors
+from editkit.training.editor import images_of
 from editkit.training.instructed import InstructedEditor
 from editkit.training.method import Artefact, OptimizerFactory, SchedulerFactory
 from editkit.training.unet_tuning import UNetTuning, widened
@@ -111,8 +112,7 @@ class InstructPix2Pix(UNetTuning):
             return None
         editor = InstructedEditor(self.backbone, name=NAME, **{**self.sampling, "steps": min(self.sampling["steps"], 25)})
         edited = editor.edit(self.preview, editor.prepare(self.preview)).images.cpu()
-        sources = torch.stack([request.image for request in self.preview])  # type: ignore[misc]
-        return torch.stack([sources, edited, torch.stack(self.answers)], 1)
+        return torch.stack([images_of(self.preview), edited, torch.stack(self.answers)], 1)
 
     def dummy_batch(self) -> dict[str, Any]:
         """Return two encoded pairs of noise."""
