@@ -113,11 +113,11 @@ def tuned(backbone: LatentBackbone, artefact: Artefact) -> LatentBackbone:
     Raises:
         UserError: not a file of a whole UNet, or one of other layers.
     """
-    unet = copy.deepcopy(backbone.unet)
-    own = unet.state_dict()
     if artefact.card.get("kind") != "unet":
         maker = artefact.card.get("method", "something unknown")
         raise UserError(f"the weights {artefact.name!r} are not a trained UNet (made by {maker})")
+    unet = copy.deepcopy(backbone.unet)
+    own = unet.state_dict()
     shapes, theirs = ({name: tuple(t.shape) for name, t in state.items()} for state in (own, artefact.tensors))
     if shapes != theirs:
         odd = min(name for name, _ in theirs.items() ^ shapes.items())
