@@ -16,6 +16,23 @@ FILE = "scheduler_config.json"
 _PARAMETERIZATION = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 
+# What a folder's scheduler config says for diffusers to sample as our solver of that name does.
+_SAME = {"steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False, "timestep_spacing": "leading"}
+_SCHEDULERS: Mapping[str, Mapping[str, Any]] = {
+    "ddim": {**_SAME, "_class_name": "DDIMScheduler"},
+    "euler": {**_SAME, "_class_name": "EulerDiscreteScheduler", "timestep_spacing": "linspace"},
+    "euler-ancestral": {**_SAME, "_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "linspace"},
+    "plms": {**_SAME, "_class_name": "PNDMScheduler", "skip_prk_steps": True},
+    "dpmpp-2m": {**_SAME, "_class_name": "DPMSolverMultistepScheduler"},
+    "unipc": {**_SAME, "_class_name": "UniPCMultistepScheduler"},
+}
+
+
+def for_solver(config: Mapping[str, Any], solver: str) -> dict[str, Any]:
+    """Return a scheduler config with the scheduler and times of diffusers that are a solver's; as it is for one without any."""
+    return {**config, **_SCHEDULERS.get(solver, {})}
+
+
 def parameterization_of(config: Mapping[str, Any]) -> str:
     """Return "eps", "v" or "x0" from a diffusers scheduler config."""
     kind = config.get("prediction_type", "epsilon")

@@ -134,6 +134,26 @@ class Schedule:
             return Prediction(x0=output, eps=divide(x - a * output, s))
         raise ValueError(f"unknown parameterization {kind!r}: choose from eps, v, x0")
 
+    def output(self, pred: Prediction, t: float | Tensor, kind: str) -> Tensor:
+        """Return what a network puts out that predicts this: the way back of `convert`.
+
+        Of the true x0 and noise it is the training target at time t.
+
+        Args:
+            pred: its x0 and eps are used.
+            t: a number or (B,).
+            kind: "eps", "v" or "x0".
+
+        Raises:
+            ValueError: another kind.
+        """
+        if kind == "v":
+            a, s = self.coefficients(t, pred.eps)
+            return a * pred.eps - s * pred.x0
+        if kind in ("eps", "x0"):
+            return pred.eps if kind == "eps" else pred.x0
+        raise ValueError(f"unknown parameterization {kind!r}: choose from eps, v, x0")
+
     def levels(
         self,
         n: int,

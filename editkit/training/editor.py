@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from editkit.errors import UsageError
 from editkit.types import EditRequest, EditResult
+
+Key = TypeVar("Key", bound=Hashable)
 
 _OPTIONS = {"references": "--reference", "reference_masks": "--reference-mask"}
 
@@ -24,11 +26,14 @@ class Editor:
         name: the method's name as a user types it, for messages.
         needs: fields of EditRequest that must be given.
         per_image: True when `prepare` fits something to one image, so that requests come one at a time.
+        whole_references: True when references without a mask come in their own shape, at most as large as the model's
+            pictures; otherwise each is cropped to the model's size.
     """
 
     name: str = "this method"
     needs: tuple[str, ...] = ("image",)
     per_image: bool = False
+    whole_references: bool = False
 
     def prepare(self, requests: Sequence[EditRequest]) -> Any:
         """Return what `edit` reuses for these requests at any strength (default: nothing)."""
@@ -65,7 +70,12 @@ def images_of(requests: Sequence[EditRequest]) -> Tensor:
 
 def by_steps(requests: Sequence[EditRequest], default: int) -> list[tuple[int, list[int]]]:
     """Group the rows of a batch by their number of steps, `default` where a request names none."""
-    groups: dict[int, list[int]] = {}
-    for row, request in enumerate(requests):
-        groups.setdefault(request.steps or default, []).append(row)
+    return grouped(request.steps or default for request in requests)
+
+
+def grouped(keys: Iterable[Key]) -> list[tuple[Key, list[int]]]:
+    """Return each key with the places where it stands, in the order of their first."""
+    groups: dict[Key, list[int]] = {}
+    for row, key in enumerate(keys):
+        groups.setdefault(key, []).append(row)
     return list(groups.items())

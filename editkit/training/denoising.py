@@ -1,0 +1,54 @@
+"""What the losses of latent methods are made of: posteriors of a batch, dropped conditions, the error of a denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from editkit.backbones.base import Backbone
+from editkit.backbones.latent import LatentBackbone
+from editkit.types import Condition, Prediction
+
+
+def posteriors(backbone: LatentBackbone, batch: Mapping[str, Any], name: str) -> Tensor:
+    """Return mean and log variance, unscaled, (B, 2, C, h, w), of a batch's pictures `name`, which may be encoded already."""
+    encoded = batch.get(f"{name}_posterior")
+    if encoded is not None:
+        return encoded
+    with torch.no_grad():
+        return torch.stack(backbone.posterior(batch[name]), 1)
+
+
+def drop_conditions(count: int, share: float = 0.05, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Return which samples go without their text and which without their image, (B,) bool each.
+
+    One uniform draw u a sample decides both: the text alone is dropped below `share`, text and image up to 2 shares, the
+    image alone up to 3 (InstructPix2Pix, arXiv 2211.09800, section 3.2.1, and its code). Two independent draws would drop
+    both for a share squared.
+    """
+    u = torch.rand(count, device=device)
+    return u < 2 * share, (share <= u) & (u < 3 * share)
+
+
+def denoising_error(backbone: Backbone, x0: Tensor, cond: Condition | None) -> Tensor:
+    """Return the mean squared error (B,) of a network's output, eps or v, at a random time for each sample.
+
+    Times are uniform and stratified over the batch, one in each of B equal parts: each sample's distribution stays as it is
+    and the mean varies less.
+
+    Args:
+        backbone: the network, as it is being trained.
+        x0: what is diffused, (B, C, h, w), scaled.
+        cond: conditions of the samples.
+    """
+    count, steps = len(x0), len(backbone.schedule)
+    places = torch.arange(count, device=x0.device) + torch.rand(count, device=x0.device)
+    t = (places * steps / count).long().clamp(max=steps - 1)
+    noise = torch.randn_like(x0)
+    guess = backbone(backbone.schedule.add_noise(x0, t, noise), t, cond)
+    kind = backbone.parameterization
+    output, target = (backbone.schedule.output(pred, t, kind) for pred in (guess, Prediction(x0, noise)))
+    return (output - target).square().mean((1, 2, 3))
