@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -34,7 +35,7 @@ def training_mask(box: Box, size: tuple[int, int], *, jitter: int = 5, shaped: f
         ImageDraw.Draw(picture).polygon(outline(box, outer, jitter), fill=1)
     else:
         picture.paste(1, outer)
-    return torch.tensor(list(picture.tobytes()), dtype=torch.float32).view(1, *size), outer
+    return torch.from_numpy(np.array(picture)).float()[None], outer
 
 
 def extended(box: Box, size: tuple[int, int]) -> Box:
@@ -74,7 +75,7 @@ def _distinct(curve: tuple[Point, Point, Point]) -> Iterator[Point]:
     seen_y: set[float] = set()
     for k in range(1, POINTS + 1):
         s = 0.05 * k
-        x, y = ((1 - s) ** 2 * a + 2 * s * (1 - s) * b + s**2 * c for a, b, c in zip(*curve, strict=True))
+        x, y = (a + 2 * s * (1 - s) * (b - a) + s**2 * (c - a) for a, b, c in zip(*curve, strict=True))
         if x not in seen_x and y not in seen_y:
             seen_x.add(x)
             seen_y.add(y)
