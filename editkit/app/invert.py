@@ -23,7 +23,9 @@ from editkit.data.fit import fit, to_pil
 from editkit.data.listing import listing
 from editkit.data.photo import read_photo
 from editkit.engine.count import count_calls
-from editkit.engine.invert import INVERTERS, Inverter, replay
+from editkit.engine.denoiser import Denoiser
+from editkit.engine.guidance import ClassifierFree, Guided
+from editkit.engine.invert import GUIDED, INVERTERS, Inverter, replay
 from editkit.engine.lanes import stack
 from editkit.engine.rng import level_noise
 from editkit.engine.sample import sample
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 STEPS = 50
+SCALE = 7.5  # of the guidance that null-text and negative-prompt inversion make reconstruct
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Way:
         noise = level_noise(x0.shape[1:], keys, seed=self.request.seed, purpose="invert", device=device)
         cond: Condition | None = stack([self.backbone.condition(self.request)] * len(keys), [1] * len(keys))
         with count_calls(self.backbone, flops=False) as up:
-            trajectory = self.inverter.invert(self.backbone, x0, self.levels, cond, noise=noise)
+            trajectory = self.inverter.invert(self._denoiser(), x0, self.levels, cond, noise=noise)
         with count_calls(self.backbone, flops=False) as down:
             back = self.backbone.decode(sample(self.backbone, cond=cond, **replay(trajectory))).clamp(-1, 1)
         figures = psnr(back, pixels).tolist()
@@ -84,6 +87,12 @@ class Way:
             Inverted(one, image.cpu(), figure, up.evaluations // len(keys), down.evaluations // len(keys))
             for one, image, figure in zip(trajectory.split(), back, figures, strict=True)
         ]
+
+    def _denoiser(self) -> Denoiser:
+        """Return what is inverted through: the backbone, under guidance for inverters of guided sampling."""
+        if self.inverter.name not in GUIDED:
+            return self.backbone
+        return Guided(self.backbone, ClassifierFree(SCALE, self.backbone.condition(self.request.with_(prompt=""))))
 
 
 def invert_images(options: InvertOptions) -> int:
@@ -200,7 +209,12 @@ def _way(cfg: DictConfig, options: InvertOptions) -> Way:
     request = EditRequest("", prompt=options.prompt, seed=options.seed)
     if options.prompt and backbone.condition(request) is None:
         raise UsageError(f"the backbone {backbone_name(cfg)} reads no text: leave out --prompt")
-    return Way(backbone, INVERTERS[options.inverter](), backbone.schedule.levels(options.steps or STEPS), request)
+    if options.inverter in GUIDED and backbone.condition(request) is None:
+        others = ", ".join(name for name in INVERTERS if name not in GUIDED)
+        raise UsageError(
+            f"{options.inverter} inversion needs a backbone that reads text, which {backbone_name(cfg)} does not: use {others}"
+        )
+    return Way(backbone, INVERTERS[options.inverter](), backbone.levels(options.steps or STEPS), request)
 
 
 def _write(paths: Sequence[Path], found: Inverted, provenance: dict[str, Any]) -> None:

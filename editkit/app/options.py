@@ -195,6 +195,7 @@ class SampleOptions(RecipeOptions, DeviceOptions):
     """The inputs of `editkit sample`: new images from noise."""
 
     prompt: str | None = option("What the images should show, for backbones that read text.")
+    scale: float | None = option("Classifier-free guidance towards the prompt; 5 if not given, 1 for none.")
     samples: int = option("Images wanted.", default=16)
     steps: int | None = option("Sampling steps.")
     solver: str = option("ddim, ddim-eta1, ddpm, euler, euler-ancestral, plms, dpmpp-2m or unipc.", default="ddim")

@@ -17,7 +17,7 @@ from editkit.app.progress import Progress
 from editkit.backbones.base import Backbone
 from editkit.data.files import check_replaceable, check_writable, write_png
 from editkit.data.fit import to_pil
-from editkit.engine.guidance import PLAIN, Clip
+from editkit.engine.guidance import PLAIN, ClassifierFree, Clip, Guidance
 from editkit.engine.lanes import stack
 from editkit.engine.rng import batch_noise, level_noise
 from editkit.engine.sample import sample
@@ -27,6 +27,7 @@ from editkit.recipe import compose
 from editkit.types import EditRequest
 
 STEPS = 50
+SCALE = 5.0
 
 
 def sample_images(options: SampleOptions) -> int:
@@ -45,6 +46,8 @@ def sample_images(options: SampleOptions) -> int:
     request = EditRequest("", prompt=options.prompt, seed=options.seed)
     if options.prompt and backbone.condition(request) is None:
         raise UsageError(f"the backbone {backbone_name(cfg)} reads no text: leave out --prompt")
+    if options.scale is not None and not options.prompt:
+        raise UsageError("--scale says how strongly a prompt guides: give --prompt, or leave out --scale")
     origin = {
         "backbone": backbone_name(cfg),
         "backbone_digest": backbone.digest(),
@@ -52,9 +55,13 @@ def sample_images(options: SampleOptions) -> int:
         "steps": options.steps or STEPS,
         "solver": options.solver,
         "prompt": options.prompt,
+        "scale": options.scale,
     }
+    steps, batch_size = options.steps or STEPS, int(cfg.engine.batch_size)
     pictures: list[Image.Image] = []
-    batches = draw(backbone, options.samples, request, options.steps or STEPS, options.solver, int(cfg.engine.batch_size))
+    batches = draw(
+        backbone, options.samples, request, steps, options.solver, batch_size, SCALE if options.scale is None else options.scale
+    )
     with Progress(total=options.samples) as progress:
         for images in batches:
             for image in images:
@@ -69,20 +76,28 @@ def sample_images(options: SampleOptions) -> int:
 
 
 @torch.no_grad()
-def draw(backbone: Backbone, count: int, request: EditRequest, steps: int, solver: str, batch_size: int) -> Iterator[Tensor]:
-    """Yield batches of pictures (B, 3, h, w); picture n depends on seed and n alone, not on its batch.
-
-    Models of pixels have their estimates of x0 clipped to the range of pictures, which keeps colours from drifting.
-    """
+def draw(
+    backbone: Backbone, count: int, request: EditRequest, steps: int, solver: str, batch_size: int, scale: float = SCALE
+) -> Iterator[Tensor]:
+    """Yield batches of pictures (B, 3, h, w); picture n depends on seed and n alone, not on its batch."""
     device = backbone.device
-    walk = solver_named(solver).walk(backbone.schedule.levels(steps))
-    guidance = Clip() if backbone.sample_shape[0] == 3 else PLAIN
+    walk = solver_named(solver).walk(backbone.levels(steps))
+    guidance = _guidance(backbone, request, scale)
     for first in range(0, count, batch_size):
         keys = [f"sample/{n}" for n in range(first, min(first + batch_size, count))]
         x = batch_noise(backbone.sample_shape, keys, seed=request.seed, purpose="start", device=device)
         noise = level_noise(backbone.sample_shape, keys, seed=request.seed, device=device)
         cond = stack([backbone.condition(request)] * len(keys), [1] * len(keys))
         yield backbone.decode(sample(backbone, x, cond=cond, guidance=guidance, noise=noise, **walk))
+
+
+def _guidance(backbone: Backbone, request: EditRequest, scale: float) -> Guidance:
+    """Return guidance towards the prompt, if there is one.
+
+    Models of pixels have their estimates of x0 clipped to the range of pictures, which keeps colours from drifting.
+    """
+    inner = ClassifierFree(scale, backbone.condition(request.with_(prompt=""))) if request.prompt else PLAIN
+    return Clip(inner=inner) if backbone.sample_shape[0] == 3 else inner
 
 
 def sheet(pictures: list[Image.Image]) -> Image.Image:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from editkit.engine.schedule import Schedule
 from editkit.engine.taps import Tap, tap
 from editkit.errors import UsageError, suggestion
-from editkit.types import Condition, EditRequest, Prediction
+from editkit.types import Condition, EditRequest, Levels, Prediction
 
 Finish = Callable[[Sequence[Tensor]], list[Prediction]]
 
@@ -70,6 +70,10 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def places(self) -> dict[str, nn.Module]:
         """Return the modules whose output `taps` can reach, by place: "bottleneck", "down.0", "up.0"..."""
+
+    def levels(self, n: int, *, start: int | None = None) -> Levels:
+        """Return the levels of `n` network queries that models of this kind are inverted and sampled on (`Schedule.levels`)."""
+        return self.schedule.levels(n, start=start)
 
     def encode(self, images: Tensor) -> Tensor:
         """Return what is diffused for images (B, 3, H, W) in [-1, 1]; pixels themselves unless a backbone has latents."""

@@ -11,11 +11,11 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from editkit.backbones.scheduler_config import parameterization_of, schedule_of
+from editkit.backbones.scheduler_config import grid_of, parameterization_of, schedule_of
 from editkit.backbones.unet import UNetBackbone
 from editkit.engine.once import once
 from editkit.errors import UsageError, UserError
-from editkit.types import Condition, EditRequest, Prediction
+from editkit.types import Condition, EditRequest, Levels, Prediction
 
 # What the input channels beyond the latents hold, for the layouts that exist.
 _EXTRA = {
@@ -114,6 +114,10 @@ class LatentBackbone(UNetBackbone):
             mid_block_additional_residual=mid,
         )
         return self._prediction(x, t, network.sample)
+
+    def levels(self, n: int, *, start: int | None = None) -> Levels:
+        """Return the levels of `n` network queries on the times that the checkpoint's own scheduler walks."""
+        return self.schedule.levels(n, start=start, **grid_of(self.scheduler))
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log variance, unscaled, (B, C, h, w) each, of images (B, 3, H, W) in [-1, 1]."""

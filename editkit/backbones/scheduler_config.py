@@ -61,6 +61,13 @@ def schedule_of(config: Mapping[str, Any]) -> Schedule:
     return schedule.zero_terminal_snr() if config.get("rescale_betas_zero_snr") else schedule
 
 
+def grid_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `Schedule.levels` that give the times and the clean end of diffusers' DDIMScheduler."""
+    spacing = config.get("timestep_spacing", "leading")
+    clean = "one" if config.get("set_alpha_to_one", True) else "ab0"
+    return {"spacing": spacing, "offset": config.get("steps_offset", 0) if spacing == "leading" else 0, "clean": clean}
+
+
 def read_scheduler(*folders: Path) -> dict[str, Any]:
     """Return the scheduler config of the first of some folders that has one.
 

@@ -39,7 +39,7 @@ class Counter:
 
 @contextmanager
 def count_calls(backbone: nn.Module, *, flops: bool = True) -> Iterator[Counter]:
-    """Count what a backbone is asked while the context is open, through `forward` and through `halves`.
+    """Count what a backbone is asked while the context is open, through `forward` and through `halves`; contexts nest.
 
     Args:
         backbone: a module whose forward takes (x, t, cond); it may have `halves(x, t, cond) -> (h, finish)`.
@@ -47,6 +47,7 @@ def count_calls(backbone: nn.Module, *, flops: bool = True) -> Iterator[Counter]
     """
     counting = _Counting(backbone, flops)
     replaced = [name for name in ("forward", "halves") if hasattr(backbone, name)]
+    outer = {name: vars(backbone)[name] for name in replaced if name in vars(backbone)}
     for name in replaced:
         object.__setattr__(backbone, name, getattr(counting, name))
     try:
@@ -54,6 +55,8 @@ def count_calls(backbone: nn.Module, *, flops: bool = True) -> Iterator[Counter]
     finally:
         for name in replaced:
             object.__delattr__(backbone, name)
+        for name, counted in outer.items():
+            object.__setattr__(backbone, name, counted)
 
 
 class _Counting:

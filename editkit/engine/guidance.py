@@ -68,7 +68,7 @@ class ClassifierFree:
 
     Attributes:
         scale: guidance weight w.
-        uncond: the other branch: the empty prompt, or a negative one.
+        uncond: the other branch: the empty prompt, or a negative one, or a function from the time to one.
         interval: (lowest, highest) time of guidance, None = all.
         rescale: pull each sample's std(eps) towards the conditional branch's by this share, 0 to 1 (arXiv 2305.08891, eq. 15).
         rescale_of: whose std, "eps" or "v". For v-models diffusers takes "v"; near alpha_bar 0 eps is x itself, whatever
@@ -79,7 +79,7 @@ class ClassifierFree:
     """
 
     scale: float
-    uncond: Condition | None = None
+    uncond: Condition | Callable[[float], Condition] | None = None
     interval: tuple[float, float] | None = None
     rescale: float = 0.0
     rescale_of: str = "eps"
@@ -91,7 +91,8 @@ class ClassifierFree:
         """Return [cond, uncond], or the only one that matters."""
         if self.scale == 1 or not within(self.interval, t):
             return [cond]
-        return [self.uncond] if self.scale == 0 else [cond, self.uncond]
+        uncond = self.uncond(float(t)) if callable(self.uncond) else self.uncond
+        return [uncond] if self.scale == 0 else [cond, uncond]
 
     def combine(self, x: Tensor, t: float | Tensor, preds: Sequence[Prediction], schedule: Schedule) -> Prediction:
         """Return the extrapolation from the unconditional to the conditional prediction."""

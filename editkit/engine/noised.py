@@ -41,7 +41,7 @@ class SDEdit:
     ) -> Trajectory:
         """Noise x0 (B, C, H, W) to the level of the first executed step, with noise(that level)."""
         start = int((len(levels) - 1) * self.strength + 1e-9)
-        x = x0 if start == 0 else _noised(x0, levels, start, noise)
+        x = x0 if start == 0 else noised(x0, levels, start, noise)
         return Trajectory(levels, start, {start: x}, inverter=self.name, settings=settings_of(self))
 
 
@@ -83,7 +83,7 @@ class EditFriendly:
         """Find the noise maps of x0 (B, C, H, W), at the entry level, with noise(i) for the state of each level i."""
         entry = levels.entry
         start = max(len(levels) - 1 - self.skip, entry)
-        states = {entry: x0} | {i: _noised(x0, levels, i, noise) for i in range(entry + 1, start + 1)}
+        states = {entry: x0} | self._noisy_states(x0, levels, start, noise)
         noises: dict[int, Tensor] = {}
         way = list(range(start, entry, -1))
         for first in range(0, len(way), self.time_batch):
@@ -101,9 +101,27 @@ class EditFriendly:
         kept = states if self.pivots else {start: states[start]}
         return Trajectory(levels, start, kept, noises, self.name, settings_of(self), calls)
 
+    def _noisy_states(self, x0: Tensor, levels: Levels, start: int, noise: Noise | None) -> dict[int, Tensor]:
+        """Return the states of the levels above the entry up to `start`."""
+        return {i: noised(x0, levels, i, noise) for i in range(levels.entry + 1, start + 1)}
 
-def _noised(x0: Tensor, levels: Levels, i: int, noise: Noise | None) -> Tensor:
-    drawn = None if noise is None else noise(i)
-    if drawn is None:
+
+def noised(x0: Tensor, levels: Levels, i: int, noise: Noise | None) -> Tensor:
+    """Return x0 noised to level i with noise(i).
+
+    Raises:
+        ValueError: no noise for this level.
+    """
+    return levels.signal(i) * x0 + levels.noise(i) * drawn(noise, i)
+
+
+def drawn(noise: Noise | None, i: int) -> Tensor:
+    """Return noise(i).
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = None if noise is None else noise(i)
+    if found is None:
         raise ValueError(f"no noise for level {i}: pass noise=, for example editkit.engine.rng.level_noise(...)")
-    return levels.signal(i) * x0 + levels.noise(i) * drawn
+    return found

@@ -16,7 +16,7 @@ from editkit.engine.sample import Noise
 from editkit.engine.steps import ddim, move
 from editkit.engine.trajectory import Trajectory, settings_of
 from editkit.errors import UsageError
-from editkit.types import Condition, Levels
+from editkit.types import Condition, Levels, Prediction
 
 
 @dataclass(frozen=True)
@@ -111,12 +111,19 @@ class FixedPoint:
 def implicit_move(denoiser: Denoiser, x: Tensor, y: Tensor, levels: Levels, i: int, cond: Condition | None) -> Tensor:
     """Return f(y), whose fixed point is the state at level i+1 from which a DDIM step lands on x at level i.
 
-    The network is asked at (y, t_{i+1}). For eps: A x + B eps. For v, with d the angle between the levels,
-    (x + sin(d) v) / cos(d): finite at both ends of the schedule, where the form in eps is not.
+    The network is asked at (y, t_{i+1}).
+    """
+    return move_up(denoiser.parameterization, levels, i, x, denoiser(y, levels.times[i + 1], cond))
+
+
+def move_up(parameterization: str, levels: Levels, i: int, x: Tensor, pred: Prediction) -> Tensor:
+    """Return x moved from level i to i+1 along a prediction made at level i+1.
+
+    For eps: A x + B eps. For v, with d the angle between the levels, (x + sin(d) v) / cos(d): finite at both ends of the
+    schedule, where the form in eps is not.
     """
     j = i + 1
-    pred = denoiser(y, levels.times[j], cond)
-    if denoiser.parameterization != "v":
+    if parameterization != "v":
         return move(levels, i, j, x, pred.eps)
     a, s = levels.signal(j), levels.noise(j)
     sine = s * levels.signal(i) - a * levels.noise(i)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,6 +17,18 @@ from editkit.types import Condition, Levels, Prediction
 
 Noise = Callable[[int], Tensor | None]
 OnStep = Callable[[int, int, Tensor, Prediction], Tensor | None]
+Ask = Callable[[Tensor], Prediction]
+Query = Callable[[Ask, Levels, int, int, Tensor], Prediction]
+
+
+def ask_once(ask: Ask, levels: Levels, i: int, j: int, x: Tensor) -> Prediction:
+    """Ask the network about the state itself."""
+    return ask(x)
+
+
+def whole(x: Tensor) -> Tensor:
+    """Return the state itself."""
+    return x
 
 
 def sample(
@@ -30,8 +43,10 @@ def sample(
     stop: int = 0,
     noise: Noise | None = None,
     on_step: OnStep | None = None,
+    query: Query = ask_once,
+    output: Callable[[Tensor], Tensor] = whole,
 ) -> Tensor:
-    """Walk the levels down from `start` to `stop`, one denoiser query and one solver step per level.
+    """Walk the levels down from `start` to `stop`, one query and one solver step per level.
 
     Gradients are the caller's choice: nothing here switches them on or off. The step history belongs to this call.
 
@@ -46,9 +61,12 @@ def sample(
         stop: level index to end at; equal to `start` returns x itself.
         noise: level index -> the noise that the step from there adds; None for deterministic steps.
         on_step: (i, j, x_j, prediction) after each step i -> j; a returned tensor replaces x_j.
+        query: (ask, levels, i, j, x_i) -> the prediction that the step i -> j is given, where `ask` puts a state at level i
+            to the guided network. Coupled methods, whose x holds two states, ask about one of them, or about both in turn.
+        output: what of the last state is returned.
 
     Returns:
-        the state at level `stop`.
+        the state at level `stop`, as `output` reads it.
 
     Raises:
         ValueError: indices outside the levels, or a half-precision state.
@@ -67,10 +85,11 @@ def sample(
     history: deque[tuple[int, Prediction]] = deque(maxlen=4)  # as far back as any multistep solver looks
     for i in range(start, stop, -1):
         j = i - 1
-        pred = predict(denoiser, x, levels.times[i], cond, guidance)
+        ask = partial(predict, denoiser, t=levels.times[i], cond=cond, guidance=guidance)
+        pred = query(ask, levels, i, j, x)
         x = step(levels, i, j, x, pred, history, noise(i) if noise is not None else None)
         history.append((i, pred))
         if on_step is not None:
             replaced = on_step(i, j, x, pred)
             x = x if replaced is None else replaced
-    return x
+    return output(x)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from torch import Tensor
 
 from editkit.engine.atomic import write_bytes
 from editkit.engine.fingerprint import fingerprint
+from editkit.engine.lanes import stack
 from editkit.errors import UserError
-from editkit.types import Levels
+from editkit.types import Condition, Levels
 
 _FORMAT = 1
+_EMBEDDED = ("tokens", "mask", "vector", "concat")
 
 
 @dataclass
@@ -28,12 +30,14 @@ class Trajectory:
     Attributes:
         levels: the levels walked; sampling back walks the same.
         start: level index where sampling begins.
-        states: level index -> state (B, C, H, W); holds at least `start`.
+        states: level index -> state (B, C, H, W), or (B, 2C, H, W) of coupled inverters; holds at least `start`.
         noises: level index i -> what the step from i to i-1 adds, for stochastic inverters.
         inverter: name in `editkit.engine.invert.INVERTERS`.
         settings: the inverter's own settings, JSON values.
         calls: network calls it took.
         report: figures by name, one number per sample.
+        conds: level index -> the unconditional branch that reconstructs from there down to the next one given, with a row
+            for every sample; for inverters of guided sampling.
     """
 
     levels: Levels
@@ -44,6 +48,7 @@ class Trajectory:
     settings: Mapping[str, Any] = field(default_factory=dict)
     calls: int = 0
     report: dict[str, list[float]] = field(default_factory=dict)
+    conds: dict[int, Condition] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.start not in self.states:
@@ -84,12 +89,19 @@ class Trajectory:
             first.settings,
             max(part.calls for part in parts),
             {name: [figure for part in parts for figure in part.report[name]] for name in first.report},
+            {i: _stacked([part.conds[i] for part in parts], [len(part.x) for part in parts]) for i in first.conds},
         )
 
     def save(self, path: Path | str) -> None:
-        """Write to a safetensors file, whole or not at all."""
+        """Write to a safetensors file, whole or not at all.
+
+        Raises:
+            ValueError: conditions with more than tokens, mask, vector and concat.
+        """
         tensors = {f"state.{i}": _own(tensor) for i, tensor in self.states.items()}
         tensors |= {f"noise.{i}": _own(tensor) for i, tensor in self.noises.items()}
+        for i, cond in self.conds.items():
+            tensors |= {f"cond.{i}.{name}": _own(tensor) for name, tensor in _embedded(cond).items()}
         levels = {"alpha_bar": self.levels.alpha_bar, "times": self.levels.times, "entry": self.levels.entry}
         config = {
             "format": _FORMAT,
@@ -134,7 +146,10 @@ class Trajectory:
     def _map(self, fn: Any, report: dict[str, list[float]]) -> Trajectory:
         states = {i: fn(tensor) for i, tensor in self.states.items()}
         noises = {i: fn(tensor) for i, tensor in self.noises.items()}
-        return Trajectory(self.levels, self.start, states, noises, self.inverter, self.settings, self.calls, report)
+        conds = {
+            i: replace(cond, **{name: fn(tensor) for name, tensor in _embedded(cond).items()}) for i, cond in self.conds.items()
+        }
+        return Trajectory(self.levels, self.start, states, noises, self.inverter, self.settings, self.calls, report, conds)
 
 
 def _read(path: Path) -> tuple[Trajectory, bool]:
@@ -145,9 +160,10 @@ def _read(path: Path) -> tuple[Trajectory, bool]:
     walked = config["levels"]
     levels = Levels(tuple(walked["alpha_bar"]), tuple(walked["times"]), walked["entry"])
     states, noises = _numbered(tensors, "state."), _numbered(tensors, "noise.")
-    rest = (config[name] for name in ("inverter", "settings", "calls", "report"))
+    rest = {name: config[name] for name in ("inverter", "settings", "calls", "report")}
     digests = config["levels_digest"] == levels.digest() and config["content"] == fingerprint(tensors)
-    return Trajectory(levels, config["start"], states, noises, *rest), config["format"] == _FORMAT and digests
+    found = Trajectory(levels, config["start"], states, noises, conds=_conditions(tensors), **rest)
+    return found, config["format"] == _FORMAT and digests
 
 
 def _kind(trajectory: Trajectory) -> tuple[Any, ...]:
@@ -158,6 +174,7 @@ def _kind(trajectory: Trajectory) -> tuple[Any, ...]:
         dict(trajectory.settings),
         sorted(trajectory.states),
         sorted(trajectory.noises),
+        sorted(trajectory.conds),
     )
 
 
@@ -168,6 +185,32 @@ def _own(tensor: Tensor) -> Tensor:
 def _numbered(tensors: Mapping[str, Tensor], prefix: str) -> dict[int, Tensor]:
     found = {int(name.removeprefix(prefix)): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     return dict(sorted(found.items()))
+
+
+def _embedded(cond: Condition) -> dict[str, Tensor]:
+    """Return the tensors of a condition by field.
+
+    Raises:
+        ValueError: it has more than those.
+    """
+    if cond.control or cond.extra:
+        raise ValueError("a trajectory keeps conditions of tokens, mask, vector and concat, not control or extra")
+    return {name: getattr(cond, name) for name in _EMBEDDED if getattr(cond, name) is not None}
+
+
+def _conditions(tensors: Mapping[str, Tensor]) -> dict[int, Condition]:
+    found: dict[int, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("cond."):
+            _, i, field_name = name.split(".")
+            found.setdefault(int(i), {})[field_name] = tensor
+    return {i: Condition(**fields) for i, fields in sorted(found.items())}
+
+
+def _stacked(conds: Sequence[Condition], sizes: Sequence[int]) -> Condition:
+    joined = stack(conds, sizes)
+    assert joined is not None
+    return joined
 
 
 def settings_of(inverter: Any) -> dict[str, Any]:

@@ -11,13 +11,13 @@ import torch
 
 from editkit.app.invert import Way, invert_images
 from editkit.app.options import InvertOptions
-from editkit.backbones.pixel import load_pixel
+from editkit.backbones.pixel import PixelBackbone, load_pixel
 from editkit.data.files import provenance
 from editkit.engine.invert import INVERTERS, replay
 from editkit.engine.sample import sample
 from editkit.engine.trajectory import Trajectory
-from editkit.errors import UserError
-from editkit.types import EditRequest
+from editkit.errors import UsageError, UserError
+from editkit.types import Condition, EditRequest
 from tests.app import tiny
 from tests.app.standin import picture, pixels
 
@@ -31,7 +31,16 @@ def options(model: Path, image: Path, **more) -> InvertOptions:
     return InvertOptions(image=image, overrides=[f"backbone.path={model}"], **more)
 
 
-CALLS = {"ddim": (5, 6), "edit-friendly": (5, 6), "sdedit": (0, 3)}
+CALLS = {
+    "ddim": (5, 6),
+    "edit-friendly": (5, 6),
+    "sdedit": (0, 3),
+    "renoise": (6 + 4 * 10, 6),
+    "edict": (10, 12),
+    "o-belm": (5, 5),
+    "cycle-diffusion": (5, 6),
+    "direct": (5, 6),
+}
 
 
 @pytest.mark.parametrize("inverter", CALLS)
@@ -47,6 +56,36 @@ def test_calls_and_the_way_back(model, tmp_path, capsys, inverter):
     back = sample(load_pixel(model), **replay(trajectory)).clamp(-1, 1)
     truth = torch.from_numpy(pixels(source)).permute(2, 0, 1) / 127.5 - 1
     assert -10 * ((back[0] - truth) / 2).square().mean().log10() == pytest.approx(figure, abs=0.02)
+
+
+@pytest.mark.parametrize("inverter", ["null-text", "negative-prompt"])
+def test_inverters_of_guided_sampling_need_a_text_model(model, tmp_path, inverter):
+    source = picture(tmp_path / "a.png", size=(16, 16))
+    with pytest.raises(UsageError, match=f"{inverter} inversion needs a backbone that reads text.*: use ddim") as error:
+        invert_images(options(model, source, inverter=inverter, steps=3, output=tmp_path / "a.png.png"))
+    assert "\n" not in str(error.value) and not (tmp_path / "a.png.png").exists()
+
+
+class Reader(PixelBackbone):
+    """A pixel model that reads the length of a prompt."""
+
+    def condition(self, request):
+        return Condition(tokens=torch.full((1, 1, 1), len(request.prompt or "") / 10.0))
+
+    def forward(self, x, t, cond=None):
+        pred = super().forward(x, t)
+        away = cond.tokens.mean((1, 2)).reshape(-1, 1, 1, 1)
+        return self.schedule.convert(x, t, pred.eps + away, "eps")
+
+
+@pytest.mark.parametrize("inverter", ["null-text", "negative-prompt"])
+def test_inverters_of_guided_sampling_on_a_text_model(model, inverter):
+    plain = load_pixel(model)
+    backbone = Reader(plain.unet, plain.schedule, plain.parameterization)
+    way = Way(backbone, INVERTERS[inverter](), backbone.schedule.levels(3), EditRequest("", prompt="a face"))
+    (found,) = way.invert([torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1], ["a"])
+    assert found.down == 6 and found.trajectory.settings["guidance"]["scale"] == 7.5
+    assert found.trajectory.conds and found.up == {"null-text": 2 + 2 * (1 + 10 + 1), "negative-prompt": 2}[inverter]
 
 
 def test_a_png_keeps_the_reconstruction_and_a_folder_both(model, tmp_path):

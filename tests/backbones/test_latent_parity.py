@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import (
@@ -56,6 +58,10 @@ def assert_same(image, other):
     assert (image.clamp(-1, 1) - other).abs().max() <= 1e-4
 
 
+def assert_other(image, other):
+    assert (image.clamp(-1, 1) - other).abs().max() > 1e-2, "an easy wrong version passes too"
+
+
 @BATCH
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_text_to_image(batch, kind):
@@ -81,6 +87,9 @@ def test_inpainting(batch):
         pipeline, batch, prompt=prompts, image=pictures / 2 + 0.5, mask_image=masks, guidance_scale=SCALE, strength=1.0, **size
     )
     assert_same(image, other)
+    swapped = replace(cond, concat=torch.cat([concat[:, 1:], concat[:, :1]], dim=1))
+    wrong = ClassifierFree(SCALE, replace(guidance.uncond, concat=swapped.concat))
+    assert_other(image_of(backbone, backbone, batch, swapped, wrong), other)
 
 
 class ThreeBranches:
@@ -115,6 +124,8 @@ def test_editing_by_instruction(batch):
     pipeline = StableDiffusionInstructPix2PixPipeline(**made, **QUIET)
     other = theirs(pipeline, batch, prompt=prompts, image=pictures / 2 + 0.5, guidance_scale=SCALE, image_guidance_scale=1.5)
     assert_same(image, other)
+    scaled = replace(cond, concat=backbone.encode(pictures))
+    assert_other(image_of(backbone, backbone, batch, scaled, guidance), other)
 
 
 @BATCH

@@ -9,7 +9,7 @@ from torch import Tensor
 from editkit.backbones.pixel import PixelBackbone
 from editkit.engine.rng import batch_noise, level_noise
 from editkit.engine.schedule import Schedule
-from tests.engine.stand_ins import SHAPE, Gaussian, Wavy, random, tiny_unet
+from tests.engine.stand_ins import SHAPE, Doubled, Gaussian, Wavy, Worded, random, tiny_unet
 
 
 @pytest.fixture
@@ -20,6 +20,16 @@ def gaussian():
 @pytest.fixture
 def wavy():
     return Wavy().requires_grad_(False)
+
+
+@pytest.fixture
+def worded():
+    return Worded().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def doubled():
+    return Doubled()
 
 
 @pytest.fixture(scope="session")

@@ -63,6 +63,28 @@ class Wavy(Gaussian):
         return self.schedule.convert(x, t, output + wave.reshape(x.shape).to(x.dtype), self.parameterization)
 
 
+class Worded(Wavy):
+    """A network that reads tokens (B, 6, 8): they move the mean of the data, without bound on what they can say."""
+
+    def forward(self, x: Tensor, t: float | Tensor, cond: Condition | None = None) -> Prediction:
+        assert cond is not None and cond.tokens is not None
+        said = torch.sin(2 * cond.tokens.flatten(1).double()) + cond.tokens.flatten(1).double()
+        return super().forward(x, t, Condition(vector=said @ self.weight))
+
+
+class Doubled(nn.Module):
+    """A tiny random UNet in float64, for floors that are no network's rounding."""
+
+    parameterization = "eps"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unet, self.schedule = tiny_unet().double().requires_grad_(False), Schedule.linear()
+
+    def forward(self, x: Tensor, t: float | Tensor, cond: Condition | None = None) -> Prediction:
+        return self.schedule.convert(x, t, self.unet(x, t).sample, "eps")
+
+
 class Oracle:
     """A denoiser that knows x0."""
 

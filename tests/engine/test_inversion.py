@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from editkit.engine.guidance import ClassifierFree, Guided
-from editkit.engine.invert import DDIM, INVERTERS, EditFriendly, FixedPoint, SDEdit, replay
+from editkit.engine.invert import DDIM, GUIDED, INVERTERS, EditFriendly, FixedPoint, SDEdit, replay
 from editkit.engine.multistep import dpmpp_2m
 from editkit.engine.sample import sample
 from editkit.engine.schedule import Schedule
@@ -294,7 +294,8 @@ def test_a_noised_start(gaussian, x0, noise):
 
 
 def test_inverters_by_name_and_wrong_settings(x0, gaussian):
-    assert set(INVERTERS) == {"ddim", "fixed-point", "edit-friendly", "sdedit"}
+    ode, noised = {"ddim", "fixed-point", "renoise", "edict", "o-belm", "direct"}, {"edit-friendly", "cycle-diffusion", "sdedit"}
+    assert set(INVERTERS) == ode | noised | GUIDED and {"null-text", "negative-prompt"} == GUIDED
     assert INVERTERS["ddim"](query="target").invert(gaussian, x0, gaussian.schedule.levels(4)).inverter == "ddim"
     for build in (partial(DDIM, "middle"), partial(SDEdit, 1.2), partial(EditFriendly, eta=0), partial(EditFriendly, skip=-1)):
         with pytest.raises(UsageError):

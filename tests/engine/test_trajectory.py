@@ -9,7 +9,21 @@ import safetensors
 import torch
 from safetensors.torch import save_file
 
-from editkit.engine.invert import DDIM, EditFriendly, FixedPoint, SDEdit, replay
+from editkit.engine.guidance import ClassifierFree, Guided
+from editkit.engine.invert import (
+    DDIM,
+    EDICT,
+    OBELM,
+    CycleDiffusion,
+    Direct,
+    EditFriendly,
+    FixedPoint,
+    NegativePrompt,
+    NullText,
+    ReNoise,
+    SDEdit,
+    replay,
+)
 from editkit.engine.sample import sample
 from editkit.engine.schedule import Schedule
 from editkit.engine.trajectory import Trajectory
@@ -23,6 +37,11 @@ INVERTERS = {
     "edit-friendly": EditFriendly(skip=2),
     "edit-friendly, remainder": EditFriendly(eta=0.5),
     "sdedit": SDEdit(0.6),
+    "renoise": ReNoise(2, (1, 3)),
+    "edict": EDICT(),
+    "o-belm": OBELM(),
+    "cycle-diffusion": CycleDiffusion(),
+    "direct": Direct(),
 }
 
 
@@ -41,6 +60,27 @@ def test_a_reloaded_trajectory_edits_to_the_same_bits(name, gaussian, levels, x0
     assert loaded.states.keys() == trajectory.states.keys() and loaded.noises.keys() == trajectory.noises.keys()
     edit = Condition(vector=random((3, 48), 4))
     assert torch.equal(sample(gaussian, cond=edit, **replay(loaded)), sample(gaussian, cond=edit, **replay(trajectory)))
+
+
+@pytest.mark.parametrize("inverter", [NullText(2), NegativePrompt()], ids=lambda inverter: inverter.name)
+def test_trajectories_with_conditions(inverter, worded, levels, x0, tmp_path):
+    guided = Guided(worded, ClassifierFree(7.5, Condition(tokens=torch.zeros(1, 6, 8)), interval=(0, 900)))
+    whole = inverter.invert(guided, x0, levels, Condition(tokens=random((1, 6, 8), 3)))
+    whole.save(tmp_path / "a.safetensors")
+    loaded = Trajectory.load(tmp_path / "a.safetensors", levels=levels)
+    assert loaded.settings == whole.settings and loaded.conds.keys() == whole.conds.keys()
+    edit = Condition(tokens=random((3, 6, 8), 4))
+    there = sample(worded, cond=edit, **replay(whole))
+    assert torch.equal(sample(worded, cond=edit, **replay(loaded)), there)
+    assert torch.equal(sample(worded, cond=edit, **replay(Trajectory.stack(loaded.split()))), there)
+    alone = sample(worded, cond=Condition(tokens=edit.tokens[1:2]), **replay(whole.split()[1]))
+    torch.testing.assert_close(alone[0], there[1], rtol=1e-9, atol=1e-9)
+
+
+def test_conditions_of_side_networks_cannot_be_kept(levels, x0, tmp_path):
+    cond = Condition(tokens=torch.zeros(3, 1, 1), control={"pose": Condition()})
+    with pytest.raises(ValueError, match="not control or extra"):
+        Trajectory(levels, 8, {8: x0}, conds={8: cond}).save(tmp_path / "a.safetensors")
 
 
 def test_other_levels_are_an_error_that_says_what_to_do(gaussian, levels, x0, tmp_path):

@@ -16,9 +16,9 @@ from editkit.data.toyworld.world import EDITS, counterfactual, face_at
 from editkit.engine.schedule import Schedule
 from editkit.errors import UsageError
 from editkit.methods.foundation.clip.faces import ToyClip, _direction_loss, _drift, _part_way, factor_classes
-from editkit.methods.foundation.clip.tokens import train_tokenizer
 from editkit.methods.foundation.ddpm import PixelDiffusion, without_skips
 from editkit.methods.foundation.features import CHANGEABLE, Identity, Perceptual, same_person
+from editkit.training.tokens import train_tokenizer
 
 NETWORK = {
     "sample_size": 16,

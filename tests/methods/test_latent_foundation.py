@@ -10,9 +10,9 @@ from editkit.backbones.autoencoder import load_autoencoder
 from editkit.backbones.latent_folder import load_latent
 from editkit.engine.rng import batch_noise
 from editkit.errors import UserError
-from editkit.methods.foundation import latent as foundation
 from editkit.methods.foundation.autoencoder import AutoencoderTraining, _cropped
-from editkit.methods.foundation.latent import LatentDiffusion, prompted
+from editkit.methods.foundation.latent import text_to_image as foundation
+from editkit.methods.foundation.latent.text_to_image import LatentDiffusion, prompted
 from tests.tiny import write_vae
 
 VAE = {

@@ -58,7 +58,7 @@ class ClipGuidedEditor(Editor):
     def prepare(self, requests: Sequence[EditRequest]) -> Trajectory:
         """Return the inversion of the images."""
         latents = self.backbone.encode(self._images(requests))
-        levels = self.backbone.schedule.levels(requests[0].steps or self.steps)
+        levels = self.backbone.levels(requests[0].steps or self.steps)
         return self.inversion(latents, levels, self.cache)
 
     @torch.no_grad()

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from editkit.backbones.attention_taps import attention_taps
 from editkit.backbones.latent import LatentBackbone
-from editkit.engine.guidance import ClassifierFree
-from editkit.engine.invert import INVERTERS, Inverter, replay
+from editkit.engine.denoiser import Denoiser
+from editkit.engine.guidance import ClassifierFree, Guided
+from editkit.engine.invert import GUIDED, INVERTERS, Direct, Inverter, replay
 from editkit.engine.lanes import stack
 from editkit.engine.local_blend import LocalBlend
 from editkit.engine.prompt_to_prompt import Controlled, CrossEdit, PromptToPrompt, in_groups, refine, replace, reweight
@@ -27,7 +28,7 @@ from editkit.engine.words import Window, Words, equalizer, indicator, split_word
 from editkit.errors import UsageError, suggestion
 from editkit.training.editor import images_of
 from editkit.training.method import Artefact, Editor, Method
-from editkit.types import EditRequest, EditResult, Prediction
+from editkit.types import Condition, EditRequest, EditResult, Prediction
 
 KINDS = {"replace": replace, "refine": refine}
 
@@ -97,12 +98,12 @@ class PromptToPromptEditor(Editor):
         device = self.backbone.device
         latents = self.backbone.encode(images_of(requests).to(device))
         steps = requests[0].steps or self.steps
-        levels = self.backbone.schedule.levels(steps, spacing="leading", offset=1, clean="ab0")  # Stable Diffusion's own
+        levels = self.backbone.levels(steps)
         seeds, samples = [request.seed for request in requests], [request.sample for request in requests]
         keys = [request.key for request in requests]
         noise = level_noise(latents.shape[1:], keys, seed=seeds, sample=samples, purpose="p2p", device=device)
         cond = stack([self.backbone.condition(one.with_(prompt=one.source_prompt)) for one in requests], [1] * len(requests))
-        return self.inverter.invert(self.backbone, latents, levels, cond, noise=noise)
+        return self.inverter.invert(self._denoiser(), latents, levels, cond, noise=noise)
 
     @torch.no_grad()
     def edit(self, requests: Sequence[EditRequest], state: Trajectory) -> EditResult:
@@ -114,12 +115,19 @@ class PromptToPromptEditor(Editor):
         words = [split_words(text, backbone.tokenizer.tokenize, cond.tokens.shape[1]) for text in texts]
         control = self.control.of(list(zip(words[:count], words[count:], strict=True)))
         back = replay(Trajectory.stack([state, state]))
-        back["on_step"] = _in_turn(back.get("on_step"), _sources_from(state), control.on_step)
-        guidance = ClassifierFree(self.scale, in_groups(told[-1], [-1]))
+        own = None if state.inverter == Direct.name else back.get("on_step")  # what direct inversion does is done to the sources
+        back["on_step"] = _in_turn(own, _sources_from(state), control.on_step)
+        guidance = _left_alone(back.pop("guidance", ClassifierFree(self.scale, told[-1])))
         with attention_taps(backbone.unet, control):
             x = sample(Controlled(backbone, control, state.levels, state.start), cond=cond, guidance=guidance, **back)
         calls = float(state.calls + state.start * 2 * (1 if self.scale in (0, 1) else 2))
         return EditResult(backbone.decode(x[count:]), scores={"network_calls": [calls] * count})
+
+    def _denoiser(self) -> Denoiser:
+        """Return what is inverted through: the backbone, under guidance for inverters of guided sampling."""
+        if self.inverter.name not in GUIDED:
+            return self.backbone
+        return Guided(self.backbone, ClassifierFree(self.scale, self.backbone.condition(EditRequest("", prompt=""))))
 
 
 class PromptToPromptMethod(Method):
@@ -177,6 +185,18 @@ def inverter_of(name: str, settings: Mapping[str, Any]) -> Inverter:
         raise UsageError(f"the inverter {name} has no setting {wrong[0]!r}; it has: {', '.join(fields) or 'none'}")
     defaults = {key: value for key, value in {"query": "target", "pivots": True}.items() if key in fields}
     return make(**(defaults | dict(settings)))
+
+
+def _left_alone(guidance: ClassifierFree) -> ClassifierFree:
+    """Return guidance whose unconditional branch, one for all times or one for each, belongs to no group."""
+    uncond = guidance.uncond
+    if callable(uncond):
+        return dataclasses.replace(guidance, uncond=lambda t: _alone(uncond(t)))
+    return dataclasses.replace(guidance, uncond=_alone(uncond))
+
+
+def _alone(cond: Condition) -> Condition:
+    return in_groups(cond, [-1] * len(cond.tokens))
 
 
 def _sources_from(trajectory: Trajectory) -> OnStep:

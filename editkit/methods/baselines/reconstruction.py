@@ -10,6 +10,7 @@ from torch import nn
 from editkit.backbones.base import Backbone
 from editkit.backbones.inversion import Inversion
 from editkit.engine.cache import InversionCache
+from editkit.engine.count import count_calls
 from editkit.engine.invert import Inverter, replay
 from editkit.engine.lanes import stack
 from editkit.engine.sample import sample
@@ -38,14 +39,15 @@ class ReconstructionEditor(Editor):
     def prepare(self, requests: Sequence[EditRequest]) -> Trajectory:
         """Return the inversion of the images."""
         latents = self.backbone.encode(images_of(requests).to(self.backbone.device))
-        levels = self.backbone.schedule.levels(requests[0].steps or self.steps)
+        levels = self.backbone.levels(requests[0].steps or self.steps)
         return self.inversion(latents, levels, self.cache, self._condition(requests))
 
     @torch.no_grad()
     def edit(self, requests: Sequence[EditRequest], state: Trajectory) -> EditResult:
         """Return the images as they come back."""
-        latents = sample(self.backbone, cond=self._condition(requests), **replay(state))
-        calls = float(state.calls + state.start)
+        with count_calls(self.backbone, flops=False) as down:
+            latents = sample(self.backbone, cond=self._condition(requests), **replay(state))
+        calls = float(state.calls + down.calls)
         return EditResult(self.backbone.decode(latents), scores={"network_calls": [calls] * len(requests)})
 
     def _condition(self, requests: Sequence[EditRequest]) -> Condition | None:

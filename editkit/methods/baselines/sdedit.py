@@ -42,7 +42,7 @@ class SDEditEditor(Editor):
         """Return the noised images; their noise depends on each request's seed, key and sample alone."""
         device = self.backbone.device
         latents = self.backbone.encode(images_of(requests).to(device))
-        levels = self.backbone.schedule.levels(requests[0].steps or self.steps)
+        levels = self.backbone.levels(requests[0].steps or self.steps)
         seeds, samples = [request.seed for request in requests], [request.sample for request in requests]
         keys = [request.key for request in requests]
         noise = level_noise(latents.shape[1:], keys, seed=seeds, sample=samples, purpose="sdedit", device=device)

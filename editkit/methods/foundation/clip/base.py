@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
 from editkit.backbones.clip import load_clip
-from editkit.methods.foundation.clip.tokens import save_bpe, train_tokenizer
 from editkit.training.folder import FolderMethod, write_preprocessor
+from editkit.training.tokens import save_bpe, train_tokenizer
 
 HEAD = 32  # width of an attention head
 

@@ -27,12 +27,13 @@ from editkit.data.toyworld.world import EDITS
 from editkit.engine.guidance import ClassifierFree
 from editkit.engine.rng import batch_noise
 from editkit.engine.sample import sample
-from editkit.methods.foundation.clip.tokens import save_bpe, train_tokenizer
 from editkit.training.folder import FolderMethod, network_arguments
+from editkit.training.tokens import save_bpe, train_tokenizer
 from editkit.types import Condition
 
 GRID = 16  # samples of a grid
 WORDS = 20_000  # captions that the tokenizer learns from, and a quarter as many instructions
+VOCABULARY = 1024  # tokens
 
 
 class LatentDiffusion(FolderMethod):
@@ -71,7 +72,7 @@ class LatentDiffusion(FolderMethod):
         self.scale, self.sample_steps, self.weights = scale, sample_steps, weights
         self.vae = load_autoencoder(vae).vae
         start = None if init_from is None else load_latent(init_from)
-        self.tokenizer = start.tokenizer if start else train_tokenizer(corpus())
+        self.tokenizer = start.tokenizer if start else train_tokenizer(corpus(), VOCABULARY)
         self.text_encoder = start.text_encoder if start else self._new_text_encoder(text)
         self.unet = start.unet if start else UNet2DConditionModel(**network_arguments(network))
         self.ddim = DDIMScheduler(**dict(noise))
@@ -162,7 +163,7 @@ def prompted(backbone: LatentBackbone, texts: Sequence[str], scale: float, steps
     keys = [str(k) for k in range(len(texts))]
     x = batch_noise(backbone.sample_shape, keys, seed=seed, purpose="start", device=backbone.device)
     guidance = ClassifierFree(scale, Condition(tokens=backbone.tokens([""])))
-    levels = backbone.schedule.levels(steps, spacing="leading", offset=1, clean="ab0")
+    levels = backbone.levels(steps)
     z = sample(backbone, x, levels, Condition(tokens=backbone.tokens(texts)), guidance=guidance)
     return backbone.decode(z).clamp(-1, 1)
 

@@ -20,7 +20,7 @@ from editkit.data.scenes import SceneDataset
 from editkit.engine.guidance import ClassifierFree
 from editkit.engine.rng import batch_noise
 from editkit.engine.sample import sample
-from editkit.methods.foundation.latent import GRID, LatentDiffusion
+from editkit.methods.foundation.latent.text_to_image import GRID, LatentDiffusion
 from editkit.networks.conv_in import widen_conv_in
 from editkit.types import Condition
 
@@ -96,7 +96,7 @@ class LatentInpainting(LatentDiffusion):
         given = self._given(images, masks)
         x = batch_noise(backbone.sample_shape, [str(k) for k in range(len(images))], seed=0, purpose="grid", device=self.device)
         guidance = ClassifierFree(self.scale, Condition(tokens=backbone.tokens([""]), concat=given))
-        levels = backbone.schedule.levels(self.sample_steps, spacing="leading", offset=1, clean="ab0")
+        levels = backbone.levels(self.sample_steps)
         z = sample(backbone, x, levels, Condition(tokens=backbone.tokens(texts), concat=given), guidance=guidance)
         return backbone.decode(z).clamp(-1, 1)
 
