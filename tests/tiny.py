@@ -128,8 +128,8 @@ def shrink(name: str, folder: Path) -> list[str]:
     changes: dict[str, Any] = {}
     for place, section in sections(plain):
         if section["_target_"] in LOADERS:
-            own = "inpainting" if "inpainting" in str(section.get("path")) else LOADERS[section["_target_"]]
-            changes[f"{place}.path"] = folder / own
+            model = "inpainting" if "inpainting" in str(section.get("path")) else LOADERS[section["_target_"]]
+            changes[f"{place}.path"] = folder / model
     changes |= {place: folder / value.rpartition("-")[2] for place, value in _bundled(plain) if place not in changes}
     sizes = {"train": 8, "validation": 8, "test": 8, "size": SIDE}
     for place, data in (("data", plain["data"]), ("data.inner", plain["data"].get("inner", {}))):
