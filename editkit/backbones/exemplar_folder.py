@@ -98,10 +98,7 @@ def save_exemplar(backbone: ExemplarBackbone, folder: str | Path) -> None:
     with no_progress_bar():
         for part, network in (("unet", backbone.unet), ("vae", backbone.vae), ("scheduler", scheduler)):
             network.save_pretrained(folder / part)
-    encoder = backbone.image_encoder
-    encoder.config.save_pretrained(folder / "image_encoder")
-    state = {name: tensor.contiguous() for name, tensor in encoder.published_state().items()}
-    save_file(state, folder / "image_encoder" / WEIGHTS, metadata={"format": "pt"})
+    save_image_encoder(backbone.image_encoder, folder / "image_encoder")
     _write(folder / "feature_extractor" / "preprocessor_config.json", _extractor(backbone.preprocess))
     _write(
         folder / "model_index.json",
@@ -117,6 +114,13 @@ def save_exemplar(backbone: ExemplarBackbone, folder: str | Path) -> None:
             "vae": ["diffusers", "AutoencoderKL"],
         },
     )
+
+
+def save_image_encoder(encoder: PaintByExampleImageEncoder, folder: Path) -> None:
+    """Write config.json and model.safetensors as published."""
+    encoder.config.save_pretrained(folder)
+    state = {name: tensor.contiguous() for name, tensor in encoder.published_state().items()}
+    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def _extractor(preprocess: Preprocess) -> dict[str, Any]:
