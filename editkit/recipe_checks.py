@@ -38,6 +38,7 @@ KINDS: dict[str, tuple[Any, ...]] = {
     "trainer.clip_norm": (float,),
     "trainer.precision": (32, "bf16"),
     "trainer.ema": (float,),
+    "trainer.ema_device": (str,),
     "trainer.accelerator": ("auto", "cpu", "gpu", "mps"),
     "engine.cache": (str,),
 }

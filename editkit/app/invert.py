@@ -104,7 +104,8 @@ def invert_images(options: InvertOptions) -> int:
     Raises:
         UserError: an unknown inverter, an unreadable picture, an output that cannot be written.
     """
-    pictures, bad = _checked(options)
+    _check_inverter(options)
+    pictures, bad = checked(options)
     outputs = {key: _outputs(options, key) for key in pictures}
     _check_outputs(pictures, outputs)
     cfg = compose(options.recipe_overrides(), conf_dirs=options.conf)
@@ -156,11 +157,20 @@ def _single(options: InvertOptions) -> bool:
     return options.image is not None and options.image.is_file()
 
 
-def _checked(options: InvertOptions) -> tuple[dict[str, Path], dict[str, str]]:
-    """Return the pictures to invert and the unreadable ones of a folder, by key."""
+def _check_inverter(options: InvertOptions) -> None:
+    if options.update is not None:
+        raise UsageError("--update takes the table of all inverters: give --inverter all with it")
     if options.inverter not in INVERTERS:
-        known = f"Choose from {', '.join(INVERTERS)}"
+        known = f"Choose from {', '.join(INVERTERS)}, or all for a table of them"
         raise UsageError(f"there is no inverter {options.inverter!r}.{suggestion(options.inverter, INVERTERS)} {known}")
+
+
+def checked(options: InvertOptions) -> tuple[dict[str, Path], dict[str, str]]:
+    """Return the pictures to invert and the unreadable ones of a folder, by key.
+
+    Raises:
+        UserError: wrong options, no picture, an unreadable one.
+    """
     check_numbers(steps=options.steps)
     check_fit(options.fit, has_mask=False)
     source = options.image

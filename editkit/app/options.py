@@ -178,16 +178,20 @@ class InvertOptions(RecipeOptions, DeviceOptions):
     """The inputs of `editkit invert`: noise an image and measure the way back.
 
     Attributes:
-        inverter: a name of `editkit.engine.invert.INVERTERS`.
+        inverter: a name of `editkit.engine.invert.INVERTERS`, or "all" for a table of them.
         output: file for the trajectory (`.inv.safetensors`), or a folder when the image is one.
+        update: a file such as README.md, to put the table of all inverters between <!-- inverters --> and <!-- /inverters -->.
     """
 
     image: Path | None = option("Image to invert, or a folder of them.")
-    inverter: str = option("ddim, fixed-point, edit-friendly...", default="ddim")
+    inverter: str = option("ddim, fixed-point, edit-friendly...; all for a table of every one.", default="ddim")
     steps: int | None = option("Noise levels.")
     prompt: str | None = option("What the image shows, for backbones that read text.")
     fit: str | None = option("How any size becomes the model's: crop (centre square) or resize.", choices=("crop", "resize"))
     output: Path | None = option("File for the trajectory, such as face.inv.safetensors.", short="-o")
+    update: Path | None = option(
+        "With --inverter all: file to put the table into, between <!-- inverters --> and <!-- /inverters -->."
+    )
 
 
 @dataclass(kw_only=True)

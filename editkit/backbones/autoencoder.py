@@ -34,7 +34,7 @@ class Autoencoder(torch.nn.Module):
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log variance, (B, C, h, w) each, of images (B, 3, H, W) in [-1, 1]."""
-        found = self.vae.encode(images.to(self.vae.dtype)).latent_dist
+        found = self.vae.encode(images.to(self.vae.device, self.vae.dtype)).latent_dist
         return found.mean.float(), found.logvar.float()
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -54,8 +54,11 @@ class Autoencoder(torch.nn.Module):
         return sha.hexdigest()[:16]
 
 
-def load_autoencoder(path: str | Path, *, dtype: torch.dtype = torch.float32) -> Autoencoder:
+def load_autoencoder(path: str | Path, *, dtype: torch.dtype = torch.float32, device: str | None = None) -> Autoencoder:
     """Load an AutoencoderKL folder, or the vae/ of a pipeline's; "editkit:NAME" for a bundled one.
+
+    Args:
+        device: where to put it, such as "cuda"; None = the processor.
 
     Raises:
         UserError: no such folder, or not an AutoencoderKL with safetensors weights.
@@ -63,10 +66,9 @@ def load_autoencoder(path: str | Path, *, dtype: torch.dtype = torch.float32) ->
     folder = resolve(path)
     home = folder / "vae" if (folder / "vae").is_dir() else folder
     try:
-        return Autoencoder(
-            AutoencoderKL.from_pretrained(str(home), torch_dtype=dtype, use_safetensors=True, low_cpu_mem_usage=False)
-        )
+        vae = AutoencoderKL.from_pretrained(str(home), torch_dtype=dtype, use_safetensors=True, low_cpu_mem_usage=False)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(
             f"{home} does not hold an AutoencoderKL with safetensors weights: {str(error).splitlines()[0]}"
         ) from error
+    return Autoencoder(vae).to(device or "cpu")

@@ -16,21 +16,25 @@ FILE = "scheduler_config.json"
 _PARAMETERIZATION = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 
-# What a folder's scheduler config says for diffusers to sample as our solver of that name does.
-_SAME = {"steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False, "timestep_spacing": "leading"}
+# What a scheduler config says of the noise, and what it says for diffusers to sample as our solver of that name does.
+_NOISE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
+_NOISE += ("rescale_betas_zero_snr",)
+_LEADING = {"timestep_spacing": "leading", "steps_offset": 1}
 _SCHEDULERS: Mapping[str, Mapping[str, Any]] = {
-    "ddim": {**_SAME, "_class_name": "DDIMScheduler"},
-    "euler": {**_SAME, "_class_name": "EulerDiscreteScheduler", "timestep_spacing": "linspace"},
-    "euler-ancestral": {**_SAME, "_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "linspace"},
-    "plms": {**_SAME, "_class_name": "PNDMScheduler", "skip_prk_steps": True},
-    "dpmpp-2m": {**_SAME, "_class_name": "DPMSolverMultistepScheduler"},
-    "unipc": {**_SAME, "_class_name": "UniPCMultistepScheduler"},
+    "ddim": {"_class_name": "DDIMScheduler", **_LEADING, "set_alpha_to_one": False, "clip_sample": False},
+    "euler": {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "linspace"},
+    "euler-ancestral": {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "linspace"},
+    "plms": {"_class_name": "PNDMScheduler", **_LEADING, "set_alpha_to_one": False, "skip_prk_steps": True},
+    "dpmpp-2m": {"_class_name": "DPMSolverMultistepScheduler", **_LEADING},
+    "unipc": {"_class_name": "UniPCMultistepScheduler", **_LEADING},
 }
 
 
 def for_solver(config: Mapping[str, Any], solver: str) -> dict[str, Any]:
-    """Return a scheduler config with the scheduler and times of diffusers that are a solver's; as it is for one without any."""
-    return {**config, **_SCHEDULERS.get(solver, {})}
+    """Return a scheduler config of the same noise for diffusers' scheduler that is a solver's; as it is if none is."""
+    if solver not in _SCHEDULERS:
+        return dict(config)
+    return {key: config[key] for key in _NOISE if key in config} | dict(_SCHEDULERS[solver])
 
 
 def parameterization_of(config: Mapping[str, Any]) -> str:

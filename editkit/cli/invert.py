@@ -17,7 +17,13 @@ def register(app: typer.Typer) -> None:
 def command(options: InvertOptions) -> int | None:
     """Turn an image into noise and back, and say how well that went.
 
-    editkit invert --image face.png --inverter fixed-point -o face.inv.safetensors"""
+    editkit invert --image face.png --inverter fixed-point -o face.inv.safetensors
+
+    editkit invert --image folder --inverter all --backbone toy_latent"""
+    if options.inverter == "all":
+        from editkit.app.inverters import tabulate_inverters
+
+        return tabulate_inverters(options)
     from editkit.app.invert import invert_images
 
     return invert_images(options)

@@ -1,18 +1,22 @@
-"""The solvers by name, and what each asks of the levels that it walks."""
+"""The solvers by name, and which levels each walks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from editkit.engine.multistep import dpmpp_2m, plms, unipc, warm_up
+from editkit.engine.schedule import Schedule
 from editkit.engine.steps import Step, ddim, ddpm
 from editkit.errors import UsageError, suggestion
 from editkit.types import Levels
 
 __all__ = ["SOLVERS", "Solver", "solver_named"]
+
+# The times that Stable Diffusion's own folders ask for.
+_LEADING: dict[str, Any] = {"spacing": "leading", "offset": 1}
 
 
 @dataclass(frozen=True)
@@ -22,10 +26,26 @@ class Solver:
     Attributes:
         step: the step, for `sample(step=...)`.
         warm_up: (levels, start) -> levels with more queries at the start, or None.
+        grid: arguments of `Schedule.levels` that it takes with latent models.
+        linear_in: how that grid's schedule goes on between whole times, see `Schedule`.
     """
 
     step: Step
     warm_up: Callable[[Levels, int], Levels] | None = None
+    grid: Mapping[str, Any] = field(default_factory=lambda: _LEADING | {"clean": "ab0"})
+    linear_in: str = "alpha_bar"
+
+    def levels(self, schedule: Schedule, steps: int) -> Levels:
+        """Return the levels that diffusers walks with this solver and a Stable Diffusion checkpoint.
+
+        Raises:
+            UsageError: a schedule that ends without signal, for a solver that interpolates sigma; too many steps.
+        """
+        if self.linear_in == "sigma" and schedule.table[-1] == 0:
+            raise UsageError(
+                "sigma is infinite at this model's last time, which holds no signal: choose another solver, such as ddim"
+            )
+        return Schedule(schedule.table, linear_in=self.linear_in).levels(steps, **self.grid)
 
     def walk(self, levels: Levels, start: int | None = None) -> dict[str, Any]:
         """Return the arguments `step`, `levels` and `start` of `sample`, for a state at level `start` (None = the last).
@@ -43,11 +63,11 @@ SOLVERS: Mapping[str, Solver] = {
     "ddim": Solver(ddim),
     "ddim-eta1": Solver(partial(ddim, eta=1.0)),
     "ddpm": Solver(ddpm),
-    "euler": Solver(ddim),
-    "euler-ancestral": Solver(partial(ddim, eta=1.0)),
+    "euler": Solver(ddim, grid={"spacing": "continuous"}, linear_in="sigma"),
+    "euler-ancestral": Solver(partial(ddim, eta=1.0), grid={"spacing": "continuous"}, linear_in="sigma"),
     "plms": Solver(plms, warm_up),
-    "dpmpp-2m": Solver(dpmpp_2m),
-    "unipc": Solver(unipc),
+    "dpmpp-2m": Solver(dpmpp_2m, grid=_LEADING | {"skip": 1}),
+    "unipc": Solver(unipc, grid=_LEADING | {"skip": 1}),
 }
 
 

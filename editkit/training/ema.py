@@ -13,19 +13,21 @@ RAMP = 0.05  # the half-life is at most this share of the images seen so far, so
 
 
 class Ema:
-    """Averages, kept in float32 on the parameters' device.
+    """Averages, kept in float32.
 
     Args:
         parameters: {group: {name: parameter}}.
         decay: below 1, the decay per step, warmed up as min(decay, (1 + n) / (10 + n)) at the n-th step; from 1
             upwards a half-life in images (Karras et al., arXiv:2312.02696, with a ramp).
+        device: where they are; None = beside the parameters. "cpu" spares a GPU's memory and costs a copy at each step.
     """
 
-    def __init__(self, parameters: Mapping[str, Mapping[str, nn.Parameter]], decay: float) -> None:
+    def __init__(self, parameters: Mapping[str, Mapping[str, nn.Parameter]], decay: float, device: str | None = None) -> None:
         self.parameters = parameters
         self.decay = decay
         self.averages = {
-            group: {name: p.detach().float().clone() for name, p in named.items()} for group, named in parameters.items()
+            group: {name: p.detach().to(device or p.device, torch.float32, copy=True) for name, p in named.items()}
+            for group, named in parameters.items()
         }
         self.updates = dict.fromkeys(parameters, 0)
         self.images = dict.fromkeys(parameters, 0)
@@ -37,7 +39,7 @@ class Ema:
         decay = self._decay(group, images)
         self.images[group] = images
         averages, current = list(self.averages[group].values()), list(self.parameters[group].values())
-        torch._foreach_lerp_(averages, [p.detach().float() for p in current], 1.0 - decay)
+        torch._foreach_lerp_(averages, [p.detach().to(a) for p, a in zip(current, averages, strict=True)], 1.0 - decay)
 
     def _decay(self, group: str, images: int) -> float:
         if self.decay < 1:
@@ -50,7 +52,7 @@ class Ema:
     def applied(self) -> Iterator[None]:
         """Let the parameters hold their averages inside the context, and their own values again after it."""
         pairs = [(p, self.averages[group][name]) for group, named in self.parameters.items() for name, p in named.items()]
-        own = [p.detach().clone() for p, _ in pairs]
+        own = [p.detach().to(average.device, copy=True) for p, average in pairs]
         with torch.no_grad():
             for parameter, average in pairs:
                 parameter.copy_(average)

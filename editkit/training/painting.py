@@ -83,7 +83,7 @@ class PaintingEditor(Editor, Generic[Model]):
     def _painted(self, requests: Sequence[EditRequest], seen: Seen, steps: int, scale: float) -> tuple[Tensor, int]:
         """Return the images and the network calls for each."""
         backbone, guidance = self.backbone, ClassifierFree(scale, seen.nothing)
-        walk = self.solver.walk(backbone.levels(steps))
+        walk = self.solver.walk(self.solver.levels(backbone.schedule, steps))
         shape = (backbone.sample_shape[0], *seen.whole.concat.shape[2:])  # type: ignore[union-attr]
         own: dict[str, Any] = {"seed": [request.seed for request in requests], "device": backbone.device}
         own |= {"keys": [request.key for request in requests], "sample": [request.sample for request in requests]}

@@ -22,6 +22,7 @@ class Plan:
         clip_norm: largest norm of a group's gradient.
         precision: 32 or "bf16" (autocast).
         ema: below 1 a decay per step, from 1 upwards a half-life in images; None for no average.
+        ema_device: where the average is kept, "cpu" or another device; None = beside the weights.
         accelerator: auto, cpu, gpu or mps.
         devices: per node.
         save_every_s: seconds between checkpoints; 0 writes one after every batch.
@@ -42,6 +43,7 @@ class Plan:
     clip_norm: float | None = None
     precision: int | str = 32
     ema: float | None = None
+    ema_device: str | None = None
     accelerator: str = "auto"
     devices: int = 1
     num_nodes: int = 1

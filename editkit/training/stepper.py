@@ -63,7 +63,7 @@ class Stepper:
         if self.method.scheduler is not None:
             self.schedulers = {group: self.method.scheduler(optimizer) for group, optimizer in self.optimizers.items()}
         if self.plan.ema is not None:
-            self.ema = Ema(self.parameters, self.plan.ema)
+            self.ema = Ema(self.parameters, self.plan.ema, self.plan.ema_device)
         return list(self.optimizers.values())
 
     @property
@@ -156,7 +156,7 @@ class Stepper:
         for group, scheduler in self.schedulers.items():
             scheduler.load_state_dict(state["schedulers"][group])
         if self.plan.ema is not None:
-            self.ema = Ema(self.parameters, self.plan.ema)
+            self.ema = Ema(self.parameters, self.plan.ema, self.plan.ema_device)
             if state["ema"] is not None:
                 self.ema.load_state_dict(state["ema"])
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from editkit.app.invert import Way, invert_images
+from editkit.app.inverters import tabulate_inverters
 from editkit.app.options import InvertOptions
 from editkit.backbones.pixel import PixelBackbone, load_pixel
 from editkit.data.files import provenance
-from editkit.engine.invert import INVERTERS, replay
+from editkit.engine.invert import GUIDED, INVERTERS, replay
 from editkit.engine.sample import sample
 from editkit.engine.trajectory import Trajectory
 from editkit.errors import UsageError, UserError
@@ -142,3 +143,30 @@ def test_a_picture_alone_and_in_a_batch_has_the_same_trajectory(model):
     alone = way.invert(images[1:2], ["b"])[0]
     assert np.allclose(together[1].trajectory.x, alone.trajectory.x, atol=1e-4)
     assert not np.allclose(way.invert(images[1:2], ["x"])[0].trajectory.x, alone.trajectory.x, atol=1e-2)
+
+
+# All of them in one table.
+
+
+def test_a_table_of_every_inverter(model, tmp_path, capsys):
+    source = picture(tmp_path / "in" / "a.png", size=(16, 16)).parent
+    picture(source / "b.png", 3, (16, 16))
+    readme = tmp_path / "README.md"
+    readme.write_text("# mine\n<!-- inverters -->\nold\n<!-- /inverters -->\nafter\n")
+    assert tabulate_inverters(options(model, source, inverter="all", steps=4, update=readme)) == 0
+    lines = readme.read_text().splitlines()
+    table = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]] for line in lines if "|" in line}
+    assert set(INVERTERS) - GUIDED <= set(table) and not GUIDED & set(table), "those of text models are left out"
+    assert "old" not in lines and lines[-1] == "after"
+    assert table["ddim"][3:5] == ["3", "4"] and table["sdedit"][3] == "0"
+    assert float(table["edit-friendly"][1]) > float(table["sdedit"][1]) + 20, "one is exact, the other draws anew"
+    said = capsys.readouterr().out
+    assert all(name in said for name in table if not name.startswith("-"))
+
+
+def test_a_table_keeps_nothing_and_one_inverter_has_no_table(model, tmp_path):
+    source = picture(tmp_path / "a.png")
+    with pytest.raises(UsageError, match="leave out -o"):
+        tabulate_inverters(options(model, source, inverter="all", output=tmp_path / "x.png"))
+    with pytest.raises(UsageError, match="--inverter all"):
+        invert_images(options(model, source, update=tmp_path / "README.md"))

@@ -60,6 +60,17 @@ def test_conversions_agree(kind, t):
     torch.testing.assert_close(pred.eps, eps, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("kind", ["eps", "v", "x0"])
+@pytest.mark.parametrize("t", [3.0, torch.tensor([0, 500, 998])], ids=["one time", "a time each"])
+def test_an_output_is_what_its_prediction_says(kind, t):
+    schedule = Schedule.scaled_linear()
+    x, output = torch.randn(2, 3, 4, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    again = schedule.output(schedule.convert(x, t, output, kind), t, kind)
+    torch.testing.assert_close(again, output)
+    with pytest.raises(ValueError, match="choose from eps, v, x0"):
+        schedule.output(schedule.convert(x, t, output, kind), t, "u")
+
+
 def test_a_time_for_the_batch_and_a_time_per_sample_give_the_same_bits():
     schedule = Schedule.linear()
     x, output = random((3, *SHAPE), 1, torch.float32), random((3, *SHAPE), 2, torch.float32)

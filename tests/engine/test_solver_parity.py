@@ -15,9 +15,11 @@ from diffusers import (
 )
 
 from editkit.backbones.pixel import PixelBackbone
+from editkit.backbones.scheduler_config import for_solver
 from editkit.engine.sample import sample
 from editkit.engine.schedule import Schedule
 from editkit.engine.solvers import SOLVERS
+from editkit.errors import UsageError
 from tests.engine.stand_ins import assert_near, tiny_unet
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -118,6 +120,35 @@ def test_sigma_between_whole_times():
         Schedule(schedule.zero_terminal_snr().table, linear_in="sigma")
     with pytest.raises(ValueError, match="choose from alpha_bar, sigma"):
         Schedule(schedule.table, linear_in="time")
+
+
+@pytest.mark.parametrize(
+    ("name", "build"),
+    [
+        ("ddim", DDIMScheduler),
+        ("euler", EulerDiscreteScheduler),
+        ("euler-ancestral", EulerAncestralDiscreteScheduler),
+        ("dpmpp-2m", DPMSolverMultistepScheduler),
+        ("unipc", UniPCMultistepScheduler),
+    ],
+)
+def test_a_solver_has_the_levels_of_the_scheduler_that_a_folder_names_for_it(name, build):
+    config = for_solver(SD, name)
+    scheduler = build.from_config(config)
+    assert config["_class_name"] == build.__name__
+    scheduler.set_timesteps(20)
+    levels = SOLVERS[name].levels(Schedule.scaled_linear(), 20)
+    assert np.allclose(levels.times[:0:-1], scheduler.timesteps.numpy(), atol=1e-4)
+    if name != "ddim":
+        assert levels.alpha_bar[0] == 1
+        sigma = levels.noise(20) / levels.signal(20)
+        assert sigma == pytest.approx(float(scheduler.sigmas[0]), rel=1e-5)
+
+
+def test_a_solver_that_interpolates_sigma_refuses_a_schedule_without_an_end():
+    with pytest.raises(UsageError, match="choose another solver"):
+        SOLVERS["euler"].levels(Schedule.scaled_linear().zero_terminal_snr(), 20)
+    assert SOLVERS["ddim"].levels(Schedule.scaled_linear().zero_terminal_snr(), 20).alpha_bar[-1] > 0
 
 
 # ------------------------------------------------------------------------------------------------------------ solvers

@@ -179,6 +179,18 @@ def test_ema_decay_warms_up():
     assert ema.averages["g"]["w"].item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_an_average_kept_elsewhere_is_the_same_average():
+    """Where no second device is, one without data shows that every tensor of the average goes there."""
+    weight = nn.Parameter(torch.ones(2))
+    assert Ema({"g": {"w": weight}}, 0.9, "meta").averages["g"]["w"].device.type == "meta"
+    elsewhere, beside = Ema({"g": {"w": weight}}, 0.9, "cpu"), Ema({"g": {"w": weight}}, 0.9)
+    weight.data.fill_(5.0)
+    for ema in (elsewhere, beside):
+        ema.update("g", images=1)
+    assert torch.equal(elsewhere.averages["g"]["w"], beside.averages["g"]["w"])
+    assert elsewhere.averages["g"]["w"].data_ptr() != weight.data_ptr() and not elsewhere.averages["g"]["w"].requires_grad
+
+
 def test_ema_half_life_in_images_does_not_depend_on_the_batch_size():
     def average(batch_size):
         weight = nn.Parameter(torch.zeros(1))

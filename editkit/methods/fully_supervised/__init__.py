@@ -1,0 +1,1 @@
+"""Methods that learn from pairs, before and after the edit."""

@@ -1,0 +1,156 @@
+"""Methods that train the whole UNet of a latent model, in place, and the two things that they leave: a file and a folder."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from editkit.backbones.base import Backbone
+from editkit.backbones.latent import LatentBackbone
+from editkit.backbones.latent_folder import save_latent
+from editkit.backbones.scheduler_config import for_solver
+from editkit.engine.atomic import usual_mode
+from editkit.errors import UsageError, UserError
+from editkit.networks.conv_in import widen_conv_in
+from editkit.training.artefact import Artefact
+from editkit.training.method import Method, OptimizerFactory, SchedulerFactory
+
+PREFIX = "backbone.unet."
+FOLDER = "diffusers"  # of an export
+
+
+class UNetTuning(Method):
+    """Trains all of a latent model's UNet; autoencoder and text encoder are frozen.
+
+    It is trained in place, for a second copy of a large UNet would fill the card that has to train it. An export is the UNet
+    in half precision, as one file, and beside it a pipeline folder that diffusers opens.
+
+    Args:
+        backbone: the latent model; its UNet is what is trained.
+        checkpointing: run the UNet's blocks again in the backward pass instead of keeping their activations.
+        solver: whose times and scheduler the exported folder names.
+
+    Attributes:
+        starts_from: digest of the backbone as training found it; None before.
+    """
+
+    backbone: LatentBackbone
+
+    def __init__(
+        self,
+        backbone: LatentBackbone,
+        *,
+        checkpointing: bool = False,
+        solver: str = "ddim",
+        optimizer: OptimizerFactory | None = None,
+        scheduler: SchedulerFactory | None = None,
+    ) -> None:
+        super().__init__(optimizer=optimizer, scheduler=scheduler)
+        self.backbone, self.checkpointing, self.solver = backbone, checkpointing, solver
+        self.starts_from: str | None = None
+
+    def trainable(self) -> dict[str, Iterable[nn.Parameter]]:
+        """Return all parameters of the UNet."""
+        return {"unet": self.backbone.unet.parameters()}
+
+    def prepare_training(self) -> None:
+        """Note which weights the training starts from, and make the UNet ready for it, in single precision."""
+        self.starts_from = self.backbone.digest()
+        self.backbone.unet.float()
+        if self.checkpointing:
+            self.backbone.unet.enable_gradient_checkpointing()
+
+    def train(self, mode: bool = True) -> UNetTuning:
+        """Set the training mode of the UNet alone."""
+        super().train(mode)
+        self.backbone.train(False)
+        self.backbone.unet.train(mode)
+        return self
+
+    def artefacts(self) -> list[Artefact]:
+        """Return the UNet in half precision, named after the recipe."""
+        (whole,) = super().artefacts()
+        tensors = {name.removeprefix(PREFIX): tensor.half() for name, tensor in whole.tensors.items()}
+        return [Artefact(whole.name, tensors, card=whole.card)]
+
+    def card(self) -> dict[str, Any]:
+        """Return what the exported file says; the backbone that it names is the one that training began with."""
+        card = {**super().card(), "kind": "unet"}
+        return card if self.starts_from is None else {**card, "backbone_digest": self.starts_from}
+
+    def export(self, folder: str | Path) -> list[Path]:
+        """Write the trained UNet (its EMA, if there is one) and, as diffusers/, the whole model; return the files of weights."""
+        paths = super().export(folder)
+        home = Path(folder) / FOLDER
+        with self.averaged_weights():
+            unet = copy.deepcopy(self.backbone.unet).half()
+        save_latent(replaced(self.backbone, unet, self.solver), home)
+        written = sorted(home.rglob("*.safetensors"))
+        for path in written:
+            usual_mode(path)
+        return [*paths, *written]
+
+    def tuned(self, artefacts: Sequence[Artefact]) -> LatentBackbone:
+        """Return the model with a trained UNet, or as it is without one.
+
+        Raises:
+            UsageError, UserError: several files, or one that does not fit.
+        """
+        if len(artefacts) > 1:
+            names = ", ".join(repr(one.name) for one in artefacts)
+            raise UsageError(f"one trained UNet can be used at a time, got {len(artefacts)}: {names}")
+        return tuned(self.backbone, artefacts[0]) if artefacts else self.backbone
+
+
+def tuned(backbone: LatentBackbone, artefact: Artefact) -> LatentBackbone:
+    """Return a model with the UNet of a file, of which its strength is the share: 0 is the backbone's own, 1 as trained.
+
+    Raises:
+        UserError: not a file of a whole UNet, or one of other layers.
+    """
+    if artefact.card.get("kind") != "unet":
+        maker = artefact.card.get("method", "something unknown")
+        raise UserError(f"the weights {artefact.name!r} are not a trained UNet (made by {maker})")
+    unet = copy.deepcopy(backbone.unet)
+    own = unet.state_dict()
+    shapes, theirs = ({name: tuple(t.shape) for name, t in state.items()} for state in (own, artefact.tensors))
+    if shapes != theirs:
+        odd = min(name for name, _ in theirs.items() ^ shapes.items())
+        seen, here = theirs.get(odd, "missing"), shapes.get(odd, "unknown")
+        raise UserError(f"the weights {artefact.name!r} belong to another backbone: their {odd} is {seen}, here it is {here}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            given = artefact.tensors[name].to(tensor)
+            tensor.copy_(given if artefact.strength == 1 else tensor.lerp(given, artefact.strength))
+    return replaced(backbone, unet)
+
+
+def replaced(backbone: LatentBackbone, unet: nn.Module, solver: str = "") -> LatentBackbone:
+    """Return a model of another UNet and the same other parts, which a folder would say to sample with this solver."""
+    config = for_solver(backbone.scheduler, solver)
+    return LatentBackbone(unet, backbone.vae, config, backbone.text_encoder, backbone.tokenizer)
+
+
+def widened(backbone: Backbone, extra: int, name: str, example: str) -> LatentBackbone:
+    """Return a latent model whose UNet takes `extra` channels more than the latents, itself if it does so already.
+
+    Raises:
+        UsageError: a model of pixels, one that reads no text, or one with other extra channels.
+    """
+    if not isinstance(backbone, LatentBackbone) or backbone.text_encoder is None:
+        kind = "a model that reads no text" if isinstance(backbone, LatentBackbone) else "a model of pixels"
+        raise UsageError(f"{name} needs a latent model that reads text, this backbone is {kind}: choose backbone={example}")
+    if backbone.extra_channels not in (0, extra):
+        channels, latents = backbone.unet.config.in_channels, backbone.sample_shape[0]
+        raise UsageError(
+            f"{name} needs a UNet of {latents} or {latents + extra} input channels, this backbone's has {channels}: "
+            f"choose backbone={example}"
+        )
+    if backbone.extra_channels == 0:
+        widen_conv_in(backbone.unet, backbone.sample_shape[0] + extra).requires_grad_(False)
+    return backbone
