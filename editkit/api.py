@@ -100,6 +100,7 @@ class Model:
         takes = (*self.takes, *(("prompt",) if self.loaded.targets else ()))
         check_inputs(self.loaded.name, self.loaded.editor.needs, given, takes=takes)
         settings: dict[str, Any] = {"how": fit, "steps": steps, "seed": seed}
+        settings["whole_references"] = self.loaded.editor.whole_references
         subjects = [
             subject(name, picture, files, texts, self.size, **settings) for name, picture in zip(keys, pictures, strict=True)
         ]

@@ -39,9 +39,11 @@ def write_all(folder: Path) -> Path:
 
     write_pixel(folder / "ddpm")
     tiny_latent.folder(folder / "latent")
+    tiny_latent.folder(folder / "inpainting", 9)
     write_clip(folder / "clip")
     write_features(folder)
-    write_vae(folder / "latent" / "vae")
+    for name in ("latent", "inpainting"):
+        write_vae(folder / name / "vae")
     write_images(folder / "images")
     return folder
 
@@ -126,7 +128,8 @@ def shrink(name: str, folder: Path) -> list[str]:
     changes: dict[str, Any] = {}
     for place, section in sections(plain):
         if section["_target_"] in LOADERS:
-            changes[f"{place}.path"] = folder / LOADERS[section["_target_"]]
+            model = "inpainting" if "inpainting" in str(section.get("path")) else LOADERS[section["_target_"]]
+            changes[f"{place}.path"] = folder / model
     changes |= {place: folder / value.rpartition("-")[2] for place, value in _bundled(plain) if place not in changes}
     sizes = {"train": 8, "validation": 8, "test": 8, "size": SIDE}
     for place, data in (("data", plain["data"]), ("data.inner", plain["data"].get("inner", {}))):

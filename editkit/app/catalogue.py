@@ -17,6 +17,7 @@ FAMILIES = {
 }
 MARK = "methods"
 START, END = f"<!-- {MARK} -->", f"<!-- /{MARK} -->"
+REPEATED = {"references": "reference", "reference_masks": "reference_mask"}  # options named after one of several inputs
 COLUMNS = ("method", "what it does", "family", "inputs", "recipe", "paper")
 
 
@@ -73,4 +74,4 @@ def _row(card: Card, has_paper: bool) -> tuple[str, ...]:
 
 
 def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    return f"--{REPEATED.get(name, name).replace('_', '-')}"

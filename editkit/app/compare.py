@@ -160,6 +160,7 @@ def _of_use(job: Job, usable: set[str]) -> Job:
 def _run(options: CompareOptions, loaded: Loaded, jobs: Sequence[Job], toy: bool) -> Entry:
     entry = Entry(toy=toy)
     settings: dict[str, Any] = {"how": options.fit, "steps": options.steps, "seed": options.seed}
+    settings["whole_references"] = loaded.editor.whole_references
     entry.subjects = [subject(job.key, job.image, job.files, job.texts, loaded.size, **settings) for job in jobs]
     size = 1 if loaded.editor.per_image else loaded.batch_size
     with Progress(total=-(-len(jobs) // size), unit="batches") as progress:

@@ -111,6 +111,7 @@ class Editing:
             raise UserError(f"its prompt is {prompt!r}, but the weights in use are for {ready}: give it a run of its own")
         digest = fingerprint(self._settings(job), job.paths())
         settings: dict[str, Any] = {"how": self.options.fit, "steps": self.options.steps, "seed": self.options.seed}
+        settings["whole_references"] = self.loaded.editor.whole_references
         try:
             return Task(job, digest, subject(job.key, job.image, job.files, job.texts, self.loaded.size, **settings))
         except UsageError as error:

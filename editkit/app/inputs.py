@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from editkit.data.align import Aligned, align, parse_landmarks
-from editkit.data.fit import FITS, Fit, fit, to_pil
+from editkit.data.fit import FITS, Fit, fit, fit_whole, to_pil
 from editkit.data.photo import Photo, by, mask_of, photo_from_pil, read_mask, read_photo
 from editkit.errors import UsageError, UserError
 from editkit.training.editor import option
@@ -79,6 +79,7 @@ def subject(
     size: tuple[int, int],
     *,
     how: str | None = None,
+    whole_references: bool = False,
     **settings: Any,
 ) -> Subject:
     """Return one request at a model's (height, width), read from whatever the pictures are given as.
@@ -88,6 +89,7 @@ def subject(
         texts: prompts and the like by field of EditRequest; `box` as "x0,y0,x1,y1" in pixels of the picture, `landmarks` as
             ten numbers, which turn the face upright.
         how: one of `FITS`, see `editkit.data.fit.fit`; not with landmarks.
+        whole_references: see `Editor`.
         settings: further fields of EditRequest (strength, steps, seed).
 
     Raises:
@@ -106,7 +108,7 @@ def subject(
         fields["mask"] = None if mask is None else place.mask(mask)
         if "box" in texts:
             fields["box"] = place.relative(parse_box(texts["box"]))
-    fields |= _aligned(files, photo, place, size) | _references(files, size) | _examples(files, size)
+    fields |= _aligned(files, photo, place, size) | _references(files, size, whole_references) | _examples(files, size)
     return Subject(EditRequest(key, **fields), photo, place, mask)
 
 
@@ -198,14 +200,17 @@ def _aligned(
     return found
 
 
-def _references(files: Mapping[str, Sequence[Picture]], size: tuple[int, int]) -> dict[str, Any]:
-    """Return references at the model's size, each zoomed on its own mask if it has one."""
+def _references(files: Mapping[str, Sequence[Picture]], size: tuple[int, int], whole: bool) -> dict[str, Any]:
+    """Return references at the model's size, each zoomed on its own mask if it has one; else in their own shape if `whole`."""
     photos = [as_photo(picture) for picture in files.get("references", ())]
     given = files.get("reference_masks", ())
     if given and len(given) != len(photos):
         raise UsageError(f"{len(photos)} --reference need as many --reference-mask, or none; got {len(given)}")
     masks = [as_mask(mask, photo) for mask, photo in zip(given, photos, strict=True)] if given else [None] * len(photos)
-    places = [fit(photo.size, size, None, mask) for photo, mask in zip(photos, masks, strict=True)]
+    places = [
+        fit_whole(photo.size, size) if whole and mask is None else fit(photo.size, size, None, mask)
+        for photo, mask in zip(photos, masks, strict=True)
+    ]
     found: dict[str, Any] = {"references": tuple(place.image(photo) for place, photo in zip(places, photos, strict=True))}
     if given:
         found["reference_masks"] = tuple(place.mask(mask) for place, mask in zip(places, masks, strict=True) if mask is not None)

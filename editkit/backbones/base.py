@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -102,10 +102,14 @@ class Backbone(nn.Module, ABC):
         with tap(places[place], fn):
             yield
 
+    def identity(self) -> Mapping[str, Tensor]:
+        """Return the weights that a trained file's backbone is told by: all of them, but for parts that start at random."""
+        return self.state_dict()
+
     def digest(self) -> str:
         """Return a hash of the weights and of the noise schedule, 16 hex digits."""
         sha = hashlib.sha256(self.parameterization.encode())
-        for name, tensor in sorted(self.state_dict().items()):
+        for name, tensor in sorted(self.identity().items()):
             sha.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         sha.update(self.schedule.table.cpu().numpy().tobytes())

@@ -1,6 +1,8 @@
-"""What checkpoints with extra input channels expect in them: `Condition.concat` of inpainting and of InstructPix2Pix."""
+"""What checkpoints with extra input channels expect in them: `Condition.concat` of inpainting models and of InstructPix2Pix."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -9,12 +11,14 @@ from torch import Tensor
 from editkit.backbones.latent import LatentBackbone
 from editkit.errors import UsageError
 
+MASK_RESIZES = ("bilinear", "nearest")
+
 
 def inpainting_channels(backbone: LatentBackbone, images: Tensor, masks: Tensor) -> Tensor:
     """Return [mask, masked image's latents], (B, 5, h, w), as Stable Diffusion's inpainting checkpoints were trained.
 
     The mask is 1 where to repaint, at the latents' size by nearest neighbour; there the image is 0 (grey). The latents are
-    the posterior's mean, scaled. (Paint by Example has another order and the opposite mask.)
+    the posterior's mean, scaled. (Paint by Example has another order and the opposite mask: `exemplar_channels`.)
 
     Args:
         backbone: of nine input channels.
@@ -28,6 +32,34 @@ def inpainting_channels(backbone: LatentBackbone, images: Tensor, masks: Tensor)
     repaint = (masks >= 0.5).to(images.dtype)
     latents = backbone.encode(images * (1 - repaint))
     return torch.cat([F.interpolate(repaint, size=latents.shape[2:]).to(latents.dtype), latents], dim=1)
+
+
+def exemplar_channels(
+    backbone: LatentBackbone,
+    images: Tensor,
+    masks: Tensor,
+    *,
+    resize: str = "bilinear",
+    encode: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Return [masked image's latents, mask], (B, 5, h, w), as Paint by Example was trained: its mask is 1 where to KEEP.
+
+    Args:
+        backbone: a Paint by Example model.
+        images: (B, 3, H, W) in [-1, 1]; grey where to repaint.
+        masks: (B, 1, H, W), 1 = edit here; cut at 0.5.
+        resize: how the mask comes to the latents' size, "bilinear" without smoothing (the authors) or "nearest" (diffusers).
+        encode: images to scaled latents; None = the backbone's, the posterior's mean.
+
+    Raises:
+        UsageError: another `resize`.
+    """
+    if resize not in MASK_RESIZES:
+        raise UsageError(f"unknown mask_resize {resize!r}: choose from {', '.join(MASK_RESIZES)}")
+    keep = (masks <= 0.5).to(images.dtype)
+    latents = (encode or backbone.encode)(images * keep)
+    small = F.interpolate(keep, size=latents.shape[2:], mode=resize)
+    return torch.cat([latents, small.to(latents.dtype)], dim=1)
 
 
 def image_channels(backbone: LatentBackbone, images: Tensor) -> Tensor:

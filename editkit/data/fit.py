@@ -89,6 +89,13 @@ def fit_holding(photo_size: tuple[int, int], size: tuple[int, int], box: tuple[f
     return Fit(_around((centre[0], centre[1]), largest, photo_size), size)
 
 
+def fit_whole(photo_size: tuple[int, int], size: tuple[int, int]) -> Fit:
+    """Return the Fit of a whole photograph of (width, height) in its own shape, made smaller until it just covers a size."""
+    (width, height), (rows, columns) = photo_size, size
+    scale = min(1.0, max(rows / height, columns / width))
+    return Fit((0, 0, width, height), (max(1, round(scale * height)), max(1, round(scale * width))))
+
+
 def to_tensor(image: Image.Image) -> Tensor:
     """Return an RGB image as (3, H, W) float32 in [-1, 1]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1.0

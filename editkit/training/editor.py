@@ -26,11 +26,14 @@ class Editor:
         name: the method's name as a user types it, for messages.
         needs: fields of EditRequest that must be given.
         per_image: True when `prepare` fits something to one image, so that requests come one at a time.
+        whole_references: True when references without a mask come in their own shape, at most as large as the model's
+            pictures; otherwise each is cropped to the model's size.
     """
 
     name: str = "this method"
     needs: tuple[str, ...] = ("image",)
     per_image: bool = False
+    whole_references: bool = False
 
     def prepare(self, requests: Sequence[EditRequest]) -> Any:
         """Return what `edit` reuses for these requests at any strength (default: nothing)."""

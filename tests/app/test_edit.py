@@ -167,6 +167,17 @@ def test_references_and_texts_reach_the_method(monkeypatch, tmp_path):
     assert request.box == (0.0, 0.0, 0.5, 0.5), "in shares of the square that the method sees"
 
 
+def test_a_method_may_ask_for_whole_references(monkeypatch, tmp_path):
+    keeper = Keeper()
+    keeper.whole_references = True
+    editor = install(monkeypatch.setattr, keeper, card={"needs": ["image", "references", "instruction"]})
+    source = picture(tmp_path / "a.png", size=(32, 32))
+    references = [picture(tmp_path / "small.png", 1, (10, 20)), picture(tmp_path / "large.png", 2, (64, 192))]
+    edit_images(options(source, reference=references, instruction="make it night", output=tmp_path / "o.png"))
+    shapes = [tuple(reference.shape) for reference in editor.requests[0].references]
+    assert shapes == [(3, 20, 10), (3, 96, 32)], "never enlarged; made smaller until the shorter side is the model's"
+
+
 # Folders.
 
 

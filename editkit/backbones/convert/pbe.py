@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import re
 from functools import partial
-from pathlib import Path
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock
-from safetensors.torch import save_file
-from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from torch import Tensor
+from transformers import CLIPVisionConfig
 
 from editkit.backbones.convert import clip, sd
 from editkit.backbones.convert.exact import load_exactly
@@ -18,6 +15,8 @@ from editkit.backbones.convert.layout import Converted, Layout, Source
 from editkit.backbones.convert.ldm import part
 from editkit.backbones.convert.pipeline import Part, saved, scheduler_of
 from editkit.backbones.convert.text import as_in_memory
+from editkit.backbones.exemplar import PaintByExampleImageEncoder
+from editkit.backbones.exemplar_folder import save_image_encoder
 
 KIND = sd.Kind("Paint by Example", "PaintByExamplePipeline", "plms")
 CONDITION = "cond_stage_model."
@@ -31,38 +30,6 @@ _BLOCK = {
     "mlp.c_fc": "ff.net.0.proj",
     "mlp.c_proj": "ff.net.2",
 }
-
-
-class ImageEncoder(nn.Module):
-    """The parameters of diffusers' PaintByExampleImageEncoder by their names; it is only filled and written, never run.
-
-    Args:
-        config: of the image tower.
-        blocks: of the mapper.
-        width: of the token.
-    """
-
-    def __init__(self, config: CLIPVisionConfig, blocks: int, width: int) -> None:
-        super().__init__()
-        inner = config.hidden_size
-        self.config = config
-        self.model = CLIPVisionModel(config)
-        self.mapper = nn.Module()
-        self.mapper.blocks = nn.ModuleList(
-            BasicTransformerBlock(inner, 1, inner, activation_fn="gelu", attention_bias=True) for _ in range(blocks)
-        )
-        self.final_layer_norm = nn.LayerNorm(inner)
-        self.proj_out = nn.Linear(inner, width)
-        self.uncond_vector = nn.Parameter(torch.empty(1, 1, width))
-
-    def save(self, folder: Path) -> None:
-        """Write config.json and model.safetensors as published."""
-        self.config.architectures = ["PaintByExampleImageEncoder"]
-        self.config.save_pretrained(folder)
-        named = {
-            re.sub(rf"^model\.({re.escape(INNER)})?", f"model.{INNER}", key): value for key, value in self.state_dict().items()
-        }
-        save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def convert(source: Source) -> Converted:
@@ -79,7 +46,7 @@ def convert(source: Source) -> Converted:
     parts: dict[str, Part | None] = {
         "unet": saved(unet),
         "vae": saved(vae),
-        "image_encoder": Part("paint_by_example", "PaintByExampleImageEncoder", encoder.save, encoder),
+        "image_encoder": Part("paint_by_example", "PaintByExampleImageEncoder", partial(save_image_encoder, encoder), encoder),
         "scheduler": scheduler_of(source, KIND.sampler, "epsilon"),
         "feature_extractor": Part("transformers", "CLIPImageProcessor", partial(clip.write_preprocessor, size=size)),
         "safety_checker": None,
@@ -88,7 +55,7 @@ def convert(source: Source) -> Converted:
     return sd.assembled(source, KIND, parts, facts, own=tuple(OUTER))
 
 
-def to_image_encoder(source: Source) -> ImageEncoder:
+def to_image_encoder(source: Source) -> PaintByExampleImageEncoder:
     """Return image tower, mapper, projection and the vector that stands for no example.
 
     Raises:
@@ -112,9 +79,8 @@ def to_image_encoder(source: Source) -> ImageEncoder:
     for name, value in part(source, CONDITION).tensors.items():
         if not name.endswith("position_ids"):
             found |= _renamed(name, value)
-    blocks = {key.split(".")[2] for key in found if key.startswith("mapper.blocks.")}
     with torch.device("meta"):
-        encoder = ImageEncoder(config, len(blocks), width)
+        encoder = PaintByExampleImageEncoder(config, width)
     return load_exactly(source.name, encoder, as_in_memory(found, encoder, INNER))
 
 

@@ -1,0 +1,1 @@
+"""Methods that make their own supervision: parts of an image hidden and painted again."""

@@ -1,0 +1,63 @@
+"""A tiny Paint by Example: random weights in the published layout, and what is asked of it."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from editkit.methods.self_supervised.pbe import PaintByExample
+from editkit.types import EditRequest
+from tests.backbones import tiny_latent as tiny
+
+SIDE = 24  # pixels of the encoder's pictures
+STEPS = 10
+
+
+def write_tower(folder: Path) -> Path:
+    """Write a vision tower of five layers, for which the encoder has one block."""
+    torch.manual_seed(8)
+    config = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_attention_heads=2, num_hidden_layers=5, image_size=SIDE, patch_size=8
+    )
+    CLIPVisionModel(config).save_pretrained(folder)
+    return folder
+
+
+def method(tower: Path, **settings) -> PaintByExample:
+    """Return a method on a text-to-image model, its new channels and blocks as they begin."""
+    torch.manual_seed(9)
+    given = {"backbone": tiny.backbone(), "steps": STEPS, "solver": "ddim"} | settings
+    return PaintByExample(encoder=str(tower), optimizer=partial(torch.optim.AdamW, lr=3e-3), **given)
+
+
+def trained(tower: Path, **settings) -> PaintByExample:
+    """Return a method whose new parts say something, as if it had been trained."""
+    made = method(tower, **settings)
+    with torch.no_grad():
+        made.backbone.unet.conv_in.weight[:, 4:].normal_(std=0.3, generator=torch.Generator().manual_seed(1))
+        for block in made.backbone.image_encoder.mapper.blocks:
+            block.attn1.to_v.weight.mul_(4)
+    return made
+
+
+def references(count: int, height: int = SIDE, width: int = SIDE) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.rand(3, height, width, generator=generator) * 2 - 1 for _ in range(count)]
+
+
+def requests(count: int = 2, **changes) -> list[EditRequest]:
+    """Return requests of different pictures and references, one mask."""
+    pictures, shown = tiny.images(count), references(count)
+    return [
+        EditRequest(f"{k}.png", **{"image": pictures[k], "mask": tiny.masks()[0], "references": (shown[k],)} | changes)
+        for k in range(count)
+    ]
+
+
+def painted(made: PaintByExample, asked: list[EditRequest], artefacts=()) -> torch.Tensor:
+    editor = made.editor(artefacts)
+    editor.check(asked)
+    return editor.edit(asked, editor.prepare(asked)).images
