@@ -92,10 +92,9 @@ def load_editor(
     backbone: Backbone = method.backbone  # type: ignore[assignment]
     model, digest = backbone_name(cfg), backbone.digest()
     default = cfg.method.get("prompt")
-    trains = _needs_training(method)
-    if not weights:  # a method that trains nothing takes any prompt, whatever lies in its folder
-        chosen = choose(folder, prompt=prompt, default=default, backbone=digest) if trains else []
-    if not chosen and trains:
+    if not weights:  # a method that needs nothing trained takes any prompt, whatever lies in its folder
+        chosen = choose(folder, prompt=prompt, default=default, backbone=digest) if method.needs_trained else []
+    if not chosen and method.needs_trained:
         raise UserError(
             f"{name} has no trained weights for the backbone {model}: train them with `editkit train recipe={name}`, or "
             f"give --weights PATH"
@@ -185,10 +184,6 @@ def _editor(method: Method, chosen: Sequence[Weights], name: str) -> Editor:
     if editor is None:
         raise UsageError(f"{name} makes no edits")
     return editor
-
-
-def _needs_training(method: Method) -> bool:
-    return any(len(list(parameters)) for parameters in method.trainable().values())
 
 
 def _news(chosen: Sequence[Weights], prompt: str | None, weights: Sequence[str]) -> tuple[str, ...]:

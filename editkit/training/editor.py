@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from editkit.errors import UsageError
 from editkit.types import EditRequest, EditResult
+
+Key = TypeVar("Key", bound=Hashable)
 
 _OPTIONS = {"references": "--reference", "reference_masks": "--reference-mask"}
 
@@ -65,7 +67,12 @@ def images_of(requests: Sequence[EditRequest]) -> Tensor:
 
 def by_steps(requests: Sequence[EditRequest], default: int) -> list[tuple[int, list[int]]]:
     """Group the rows of a batch by their number of steps, `default` where a request names none."""
-    groups: dict[int, list[int]] = {}
-    for row, request in enumerate(requests):
-        groups.setdefault(request.steps or default, []).append(row)
+    return grouped(request.steps or default for request in requests)
+
+
+def grouped(keys: Iterable[Key]) -> list[tuple[Key, list[int]]]:
+    """Return each key with the places where it stands, in the order of their first."""
+    groups: dict[Key, list[int]] = {}
+    for row, key in enumerate(keys):
+        groups.setdefault(key, []).append(row)
     return list(groups.items())

@@ -104,6 +104,11 @@ class Method(lightning.LightningModule):
         """Return the steps that are not training: name -> function of the data object that returns figures to print."""
         return {}
 
+    @property
+    def needs_trained(self) -> bool:
+        """Return whether an edit needs trained parts (default: if anything is trained at all)."""
+        return any(len(list(parameters)) for parameters in self.trainable().values())
+
     def artefacts(self) -> list[Artefact]:
         """Return the trained parts to export (default: all of them in one, named after the recipe)."""
         name = str(self.provenance.get("recipe") or type(self).__name__.lower())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,13 @@ def make(name: str, assets: Path, folder: Path) -> Case:
     step(method, 2)
     after = snapshot(method)
     files = method.export(folder)
-    artefacts = [Artefact.load(path) for path in files] if method.artefacts() else []
+    artefacts = loaded(files, folder) if method.artefacts() else []
     return Case(name, method, method.stepper, before, after, artefacts)
+
+
+def loaded(files: Sequence[Path], folder: Path) -> list[Artefact]:
+    """Return the artefacts of an export; what lies in folders of it is for other programs."""
+    return [Artefact.load(path) for path in files if path.parent == folder]
 
 
 def build(name: str, assets: Path) -> tuple[Any, Method]:

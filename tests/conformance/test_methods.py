@@ -7,9 +7,8 @@ import torch
 
 from editkit.errors import UsageError
 from editkit.training import checkpoint
-from editkit.training.artefact import Artefact
 from editkit.training.editor import Editor, option
-from tests.conformance.cases import RECIPES, Case, build, make, precision, snapshot, start, step
+from tests.conformance.cases import RECIPES, Case, build, loaded, make, precision, snapshot, start, step
 from tests.tiny import request as edit_request
 
 
@@ -102,7 +101,7 @@ def test_saved_and_loaded_it_edits_alike(case, assets, tmp_path):
         own = edited(case.method.eval().editor(case.method.artefacts()) if case.stepper else case.editor(), requests)
     case.method.train()
     assert own.shape == (len(requests), *requests[0].image.shape) and torch.isfinite(own).all()
-    artefacts = [Artefact.load(path) for path in case.method.export(tmp_path)] if case.stepper else []
+    artefacts = loaded(case.method.export(tmp_path), tmp_path) if case.stepper else []
     assert torch.equal(own, edited(build(case.name, assets)[1].editor(artefacts), requests))
 
 
