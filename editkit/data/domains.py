@@ -63,7 +63,8 @@ class SceneDomains(SceneDataset):
         scene = scene_at(self.split, index)
         if self.factor == "season" and scene.place not in SEASONAL:
             scene = replace(scene, place=SEASONAL[index // 2 % len(SEASONAL)])
-        return replace(scene, **{self.factor: FACTORS[self.factor][domain]})
+        shown: dict[str, Any] = {self.factor: FACTORS[self.factor][domain]}
+        return replace(scene, **shown)
 
     def _text(self, scene: Scene, domain: int) -> str:
         return self.prompts[domain] if self.prompts else full_caption(scene).text

@@ -239,17 +239,11 @@ def test_training_lowers_the_loss_and_leaves_the_rest():
     assert all(torch.equal(still[name], p) for name, p in trained.named_parameters() if name in still)
 
 
-def test_posteriors_are_kept_where_images_come_again(made):
-    class Two:
-        def __len__(self):
-            return 2
-
-        def __getitem__(self, k):
-            texts = {"caption": "by day", "target_caption": "at night"}
-            return {"image": tiny.images(2)[k], "key": f"{k}", **texts}
-
+def test_posteriors_are_kept_where_images_come_again():
+    texts = {"caption": "by day", "target_caption": "at night"}
+    two = [{"image": image, "key": f"{k}", **texts} for k, image in enumerate(tiny.images(2))]
     fresh = method()
-    fresh.precompute(Two())
+    fresh.precompute(two)
     both = {"image": tiny.images(2), "key": ["0", "1"], "caption": ["by day"] * 2, "target_caption": ["at night"] * 2}
 
     def loss(keys):
@@ -262,6 +256,11 @@ def test_posteriors_are_kept_where_images_come_again(made):
 
 
 # What does not fit.
+
+
+def test_data_without_target_texts_are_named():
+    with pytest.raises(UsageError, match="these data lack: choose data=scene_domains"):
+        method().precompute([{"image": tiny.images()[0], "key": "0", "caption": "by day"}])
 
 
 def test_the_hint_encoder_halves_as_often_as_the_autoencoder():

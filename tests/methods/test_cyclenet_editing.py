@@ -21,7 +21,7 @@ from editkit.training.artefact import Artefact
 from editkit.types import Condition, EditRequest
 from tests.backbones import tiny_latent as tiny
 from tests.methods.cyclenet_parts import TEXTS, backbone, method
-from tests.tiny import shrink, write_all
+from tests.tiny import shrink, write_all, write_images
 
 STEPS = 10
 
@@ -163,8 +163,7 @@ def test_a_file_edits_as_what_was_trained(made, exported):
 
 
 def test_files_of_something_else_are_refused(made, exported):
-    folder, paths = exported
-    file = Artefact.load(paths[0])
+    file = Artefact.load(exported[1][0])
     with pytest.raises(UsageError, match="one trained file at a time"):
         made.editor([file, file])
     with pytest.raises(UserError, match="are not of cyclenet"):
@@ -217,10 +216,18 @@ def test_from_training_to_an_edited_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assets = write_all(tmp_path / "assets")
     small = [word for word in shrink("cyclenet", assets) if word.split("=")[0].startswith(("backbone", "data", "method"))]
-    short = ["trainer.steps=2", "trainer.batch_size=2", "trainer.sample_every=0", "trainer=cpu", "logger=csv", "trainer.precision=32"]
+    short = [
+        "trainer.steps=2",
+        "trainer.batch_size=2",
+        "trainer.sample_every=0",
+        "trainer=cpu",
+        "logger=csv",
+        "trainer.precision=32",
+    ]
     assert cli.run(["train", "recipe=cyclenet", *small, *short, f"run_dir={tmp_path / 'run'}"]) == 0
     texts = ["--source-prompt", TEXTS["S"], "--prompt", TEXTS["G"], "--steps", "4"]
-    command = ["edit", "--method", "cyclenet", "--weights", str(tmp_path / "run"), "--image", str(assets / "images" / "0.png")]
+    photo = write_images(tmp_path / "photo", 1, side=64) / "0.png"
+    command = ["edit", "--method", "cyclenet", "--weights", str(tmp_path / "run"), "--image", str(photo)]
     own = [word for word in small if not word.startswith("data")]
     assert cli.run([*command, *texts, "-o", str(tmp_path / "night.png"), *own]) == 0
     assert (tmp_path / "night.png").is_file()

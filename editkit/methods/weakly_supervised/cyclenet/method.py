@@ -114,8 +114,17 @@ class CycleNet(Method):
         return self
 
     def precompute(self, dataset: Any) -> None:
-        """Keep what the autoencoder makes of each image, if each is shown more than once, and images for the sample grid."""
+        """Keep what the autoencoder makes of each image, if each is shown more than once, and images for the sample grid.
+
+        Raises:
+            UsageError: data without target texts.
+        """
         items = [dataset[k] for k in range(min(SHOWN, len(dataset)))]
+        if items and not items[0].get("target_caption"):
+            raise UsageError(
+                f"{NAME} needs a text of what each image should become, which these data lack: "
+                "choose data=scene_domains, or data=prompted_folder data.root=DIR for your own"
+            )
         self.preview = [
             EditRequest(item["key"], image=item["image"], source_prompt=item["caption"], prompt=item["target_caption"])
             for item in items
@@ -130,12 +139,12 @@ class CycleNet(Method):
         z = drawn(posterior) * self.backbone.vae.config.scaling_factor
         source, target = self._tokens(batch["caption"], batch["target_caption"])
         t = torch.randint(len(self.backbone.schedule), (len(z),), device=z.device)
-        drawn_for = Batch(z, batch["image"] / 2 + 0.5, source, target, t, torch.randn_like(z), torch.randn_like(z))
-        return terms(self.network(), drawn_for, self.weights, clamp_hint=self.clamp_hint, recompute=self.checkpointing)
+        given = Batch(z, batch["image"] / 2 + 0.5, source, target, t, torch.randn_like(z), torch.randn_like(z))
+        return terms(self.network(), given, self.weights, clamp_hint=self.clamp_hint, recompute=self.checkpointing)
 
     def network(self, scale: float = 1.0) -> Controlled:
-        """Return backbone and ControlNet as one denoiser."""
-        return Controlled(self.backbone, {NET: self.controlnet}, {NET: scale})
+        """Return backbone and ControlNet as one denoiser, the ControlNet in the precision of the UNet."""
+        return Controlled(self.backbone, {NET: self.controlnet.to(self.backbone.unet.dtype)}, {NET: scale})
 
     @torch.no_grad()
     def _posterior(self, images: Tensor) -> Tensor:
@@ -189,12 +198,11 @@ class CycleNet(Method):
     def _trained(self, artefact: Artefact) -> Controlled:
         """Return networks with the weights of a file, of which its strength is the share: 0 is the backbone alone."""
         if artefact.card.get("kind") != NAME:
-            raise UserError(
-                f"the weights {artefact.name!r} are not of {NAME} (made by {artefact.card.get('method', 'something unknown')})"
-            )
+            maker = artefact.card.get("method", "something unknown")
+            raise UserError(f"the weights {artefact.name!r} are not of {NAME} (made by {maker})")
         decoder = {id(parameter) for parameter in self.trainable()[NAME]}
         shared = {id(p): p for p in self.backbone.unet.parameters() if id(p) not in decoder}
-        backbone = with_unet(self.backbone, copy.deepcopy(self.backbone.unet, shared))
+        backbone = with_unet(self.backbone, copy.deepcopy(self.backbone.unet, dict(shared)))
         net = copy.deepcopy(self.controlnet).to(backbone.unet.dtype).requires_grad_(False)
         own = {f"unet.{name}": p for name, p in backbone.unet.named_parameters() if id(p) not in shared}
         own |= {f"controlnet.{name}": p for name, p in net.named_parameters()}
