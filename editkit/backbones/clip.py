@@ -115,6 +115,17 @@ def no_progress_bar() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+@contextmanager
+def no_load_report() -> Iterator[None]:
+    """Load a part of a checkpoint without transformers' table of the weights that stay unused."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
 def _check_end_token(folder: Path, model: CLIPModel, tokenizer: CLIPTokenizer) -> None:
     # With eos_token_id 2 (the value in the original configs) the text tower pools at the largest token id of a text, else
     # at the first eos_token_id: a tokenizer that disagrees gives embeddings of the wrong token without any error.

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from editkit.backbones.assets import resolve
-from editkit.backbones.clip import Preprocess, no_progress_bar, preprocess_of
+from editkit.backbones.clip import Preprocess, no_load_report, no_progress_bar, preprocess_of
 from editkit.backbones.exemplar import ExemplarBackbone, PaintByExampleImageEncoder
 from editkit.backbones.latent import LatentBackbone
 from editkit.backbones.latent_folder import load_latent
@@ -73,7 +73,7 @@ def begin_exemplar(backbone: LatentBackbone, clip: str | Path) -> ExemplarBackbo
     """
     folder = resolve(clip)
     try:
-        with no_progress_bar():
+        with no_progress_bar(), no_load_report():
             tower, report = CLIPVisionModel.from_pretrained(
                 folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
