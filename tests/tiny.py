@@ -139,7 +139,7 @@ def shrink(name: str, folder: Path) -> list[str]:
             model = "inpainting" if "inpainting" in str(section.get("path")) else LOADERS[section["_target_"]]
             changes[f"{place}.path"] = folder / model
     changes |= {place: folder / value.rpartition("-")[2] for place, value in _bundled(plain) if place not in changes}
-    if "encoder" in plain["method"]:  # the CLIP folder of an image encoder, bundled or published
+    if str(plain["method"].get("encoder")).startswith("openai/"):  # an image encoder's CLIP folder
         changes["method.encoder"] = folder / "clip"
     sizes = {"train": 8, "validation": 8, "test": 8, "size": SIDE}
     for place, data in (("data", plain["data"]), ("data.inner", plain["data"].get("inner", {}))):
