@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOYS := faces_ddpm:faces-ddpm clip:toy-clip identity:toy-identity perceptual:toy-perceptual oracle:toy-oracle \
 	scene_oracle:toy-scene-oracle scene_clip:toy-scene-clip dino:toy-dino
-MEASURED := faces_ddpm clip oracle scene_oracle scene_clip dino
+MEASURED := faces_ddpm clip oracle scene_oracle scene_clip dino latent
+VAE := runs/toy/vae/export
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
 # brows and wrinkles are fine detail, so these shifts act further down, over 19 and 18 levels an image
@@ -56,6 +57,9 @@ table: $(INSTALLED) ## put the table of methods into the README
 toy-weights: $(INSTALLED) ## train the bundled models again, into editkit/assets (hours)
 	@for pair in $(TOYS); do name=$${pair%%:*}; asset=editkit/assets/$${pair##*:}; run=runs/toy/$$name; \
 		$(BIN)/editkit train recipe=toy/$$name -o $$run && mkdir -p $$asset && cp -r $$run/export/. $$asset/ || exit 1; done
+	$(BIN)/editkit train recipe=toy/vae -o runs/toy/vae
+	$(BIN)/editkit train recipe=toy/latent method.vae=$(VAE) data.encoder.path=$(VAE) -o runs/toy/latent
+	mkdir -p editkit/assets/toy-latent && cp -r runs/toy/latent/export/. editkit/assets/toy-latent/
 	@for name in $(MEASURED); do $(BIN)/editkit task toy/$$name measure || exit 1; done
 	@mkdir -p editkit/assets/asyrp
 	@$(call edit,a smiling face,)

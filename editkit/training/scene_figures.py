@@ -10,15 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from editkit.backbones.autoencoder import Autoencoder
 from editkit.backbones.clip import ClipEncoder
+from editkit.data.captioned import CaptionedDataset
 from editkit.data.disturbances import compressed
-from editkit.data.items import image_tensor
+from editkit.data.items import collate, image_tensor
 from editkit.data.scene_classes import OF_WHOLES
 from editkit.data.toyworld.scenes.captions import full_caption
 from editkit.data.toyworld.scenes.drawing import Picture, picture, render
 from editkit.data.toyworld.scenes.factors import COLOURS, MOST, SEASONAL, STYLES, Scene, readable
-from editkit.data.toyworld.scenes.words import AT_TIME, COLOUR_WORDS, IN_SEASON, SETTINGS, SHAPE_WORDS, a
+from editkit.data.toyworld.scenes.words import AT_TIME, COLOUR_WORDS, IN_SEASON, SETTINGS, SHAPE_WORDS, a, noun
 from editkit.data.toyworld.scenes.world import scene_at
+from editkit.metrics.images import psnr
 from editkit.metrics.scene_oracle import THERE, SceneOracle
 
 BATCH = 64
@@ -138,3 +141,40 @@ def named(kind: str, shares: Mapping[str, float]) -> dict[str, Any]:
     """Return the worst share and all of them."""
     worst = min(shares, key=lambda name: shares[name])
     return {f"{kind} worst": f"{worst} {shares[worst]}", f"{kind} accuracy": dict(shares)}
+
+
+def prompt_figures(
+    draw: Callable[[list[str]], Tensor], oracle: SceneOracle, *, count: int = 192, scale: float, steps: int
+) -> dict[str, Any]:
+    """Return how often the oracle reads the shape and the colour that a text-to-image model was asked for.
+
+    Each shape is asked for in each colour once, as far as `count` reaches: "a red cup", nothing else.
+
+    Args:
+        draw: returns one picture (B, 3, 64, 64) per text.
+        scale, steps: what it draws with, for the card.
+    """
+    asked = [(shape, colour) for shape in SHAPE_WORDS for colour in COLOURS][:: max(1, len(SHAPE_WORDS) * len(COLOURS) // count)]
+    right: dict[str, list[bool]] = {"shape": [], "colour": []}
+    for part in batched(asked, BATCH // 2):
+        shown = draw([a(noun({"shape": shape, "colour": colour})) for shape, colour in part])
+        read = oracle.read_objects(shown, torch.ones(len(shown), 1, *shown.shape[2:])).aspects
+        for n, wanted in enumerate(part):
+            for name, value in zip(right, wanted, strict=True):
+                right[name].append(read[name].values[int(read[name].classes[n, 0])] == value)
+    shares = {f"prompted {name}": round(sum(hits) / len(hits), 4) for name, hits in right.items()}
+    return {**shares, "prompts": len(asked), "guidance scale": scale, "steps of figures": steps}
+
+
+@torch.no_grad()
+def autoencoder_figures(autoencoder: Autoencoder, images: int = 256) -> dict[str, Any]:
+    """Return the mean PSNR in dB of test pictures, by domain."""
+    size = autoencoder.vae.config.sample_size
+    found: dict[str, list[float]] = {"scenes": [], "faces": []}
+    dataset = CaptionedDataset("test", images, size)
+    for first in range(0, images, 32):
+        batch = collate([dataset[k] for k in range(first, min(first + 32, images))])
+        values = psnr(autoencoder.reconstruct(batch["image"]), batch["image"])
+        for key, value in zip(batch["key"], values.tolist(), strict=True):
+            found[key.partition("/")[0]].append(value)
+    return {f"psnr_{domain}": round(sum(values) / len(values), 2) for domain, values in found.items()}

@@ -8,11 +8,15 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from editkit.backbones.autoencoder import load_autoencoder
 from editkit.backbones.latent_folder import load_latent
+from editkit.data.toyworld.scenes.factors import COLOURS
+from editkit.data.toyworld.scenes.words import SHAPE_WORDS, noun
 from editkit.engine.rng import batch_noise
 from editkit.errors import UserError
 from editkit.methods.foundation.autoencoder import AutoencoderTraining, _cropped
 from editkit.methods.foundation.latent import text_to_image as foundation
 from editkit.methods.foundation.latent.text_to_image import LatentDiffusion, prompted
+from editkit.metrics.scene_oracle import Objects, Reading
+from editkit.training.scene_figures import prompt_figures
 from tests.tiny import write_vae
 
 VAE = {
@@ -191,3 +195,25 @@ def test_the_export_opens_in_diffusers_and_gives_the_same_picture(vae, tmp_path)
     noise = batch_noise((4, 4, 4), ["0"], seed=0, purpose="start")
     theirs = pipe("a red cup", num_inference_steps=5, guidance_scale=3.0, latents=noise, output_type="pt", height=16, width=16)
     torch.testing.assert_close(ours, theirs.images * 2 - 1, atol=2e-3, rtol=1e-3)
+
+
+def test_figures_count_what_is_read_as_asked_for():
+    """A reader that hears the texts: right in every shape, and in colour for "red" alone."""
+    heard = []
+
+    def draw(texts):
+        heard[:] = texts
+        return torch.zeros(len(texts), 3, 64, 64)
+
+    class Reader:
+        def read_objects(self, images, masks):
+            assert masks.all() and len(masks) == len(heard)
+            shapes, colours = list(SHAPE_WORDS), list(COLOURS)
+            shape = [next(n for n, name in enumerate(shapes) if text.endswith(noun({"shape": name}))) for text in heard]
+            classes = {"shape": torch.tensor(shape)[:, None], "colour": torch.full((len(heard), 1), colours.index("red"))}
+            names = {"shape": shapes, "colour": colours}
+            return Objects(masks[:, :, 0, 0], {name: Reading(tuple(names[name]), each, each) for name, each in classes.items()})
+
+    figures = prompt_figures(draw, Reader(), scale=4.0, steps=25)
+    assert figures["prompted shape"] == 1 and figures["prompted colour"] == round(1 / len(COLOURS), 4)
+    assert figures["prompts"] == len(SHAPE_WORDS) * len(COLOURS)

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from editkit.backbones.autoencoder import Autoencoder, load_autoencoder
 from editkit.data.captioned import CaptionedDataset
-from editkit.data.items import collate
-from editkit.metrics.images import psnr
 from editkit.training.figures import record
 from editkit.training.folder import FolderMethod, network_arguments
+from editkit.training.scene_figures import autoencoder_figures
 
 GRID = 8  # pictures of a sample grid
 
@@ -106,20 +105,6 @@ class AutoencoderTraining(FolderMethod):
     @torch.no_grad()
     def _deviation(self) -> float:
         return float(self.vae.encode(_pictures("validation", 64, self.size).to(self.device)).latent_dist.mean.std())
-
-
-@torch.no_grad()
-def autoencoder_figures(autoencoder: Autoencoder, images: int = 256) -> dict[str, Any]:
-    """Return the mean PSNR in dB of test pictures, by domain."""
-    size = autoencoder.vae.config.sample_size
-    found: dict[str, list[float]] = {"scenes": [], "faces": []}
-    dataset = CaptionedDataset("test", images, size)
-    for first in range(0, images, 32):
-        batch = collate([dataset[k] for k in range(first, min(first + 32, images))])
-        values = psnr(autoencoder.reconstruct(batch["image"]), batch["image"])
-        for key, value in zip(batch["key"], values.tolist(), strict=True):
-            found[key.partition("/")[0]].append(value)
-    return {f"psnr_{domain}": round(sum(values) / len(values), 2) for domain, values in found.items()}
 
 
 def _pictures(split: str, count: int, size: int) -> Tensor:

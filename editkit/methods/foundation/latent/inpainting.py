@@ -7,7 +7,7 @@ own text, as it is or as a box, else a box anywhere, else everything, with the s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,10 @@ class LatentInpainting(LatentDiffusion):
         super().__init__(**others)
         self.objects, self.everything = objects, everything
         widen_conv_in(self.unet, CHANNELS)
+
+    @property
+    def tasks(self) -> dict[str, Callable[[Any], Mapping[str, Any]]]:
+        return {}  # those of text to image say nothing here
 
     def loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the error of the network's v per image, (B,)."""

@@ -7,7 +7,7 @@ holds (those of instructions) mean something as well.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,10 @@ from editkit.data.toyworld.world import EDITS
 from editkit.engine.guidance import ClassifierFree
 from editkit.engine.rng import batch_noise
 from editkit.engine.sample import sample
+from editkit.metrics.scene_oracle import load_scene_oracle
+from editkit.training.figures import record
 from editkit.training.folder import FolderMethod, network_arguments
+from editkit.training.scene_figures import autoencoder_figures, prompt_figures
 from editkit.training.tokens import save_bpe, train_tokenizer
 from editkit.types import Condition
 
@@ -140,6 +143,17 @@ class LatentDiffusion(FolderMethod):
         images = prompted(self._backbone(), [dataset[k]["caption"] for k in range(GRID)], self.scale, self.sample_steps)
         self.freeze_rest()  # the backbone froze the networks that are being trained
         return images
+
+    @property
+    def tasks(self) -> dict[str, Callable[[Any], Mapping[str, Any]]]:
+        return {"measure": lambda data: record(self.weights, self._figures())}
+
+    def _figures(self) -> dict[str, Any]:
+        """Return the autoencoder's PSNR, and how often the model draws the object that it is asked for."""
+        backbone = load_latent(self.weights)
+        rebuilt = autoencoder_figures(load_autoencoder(self.weights))
+        draw = lambda texts: prompted(backbone, texts, self.scale, self.sample_steps)  # noqa: E731
+        return rebuilt | prompt_figures(draw, load_scene_oracle(), scale=self.scale, steps=self.sample_steps)
 
     def save(self, folder: Path) -> None:
         """Write a StableDiffusionPipeline folder in half precision."""
