@@ -6,55 +6,34 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
 
 from editkit.data.items import image_tensor
-from editkit.data.module import DataModule
+from editkit.data.rendered import Rendered, RenderedDataset
 from editkit.data.toyworld.captions import Caption
 from editkit.data.toyworld.claims import measured as measured_face
 from editkit.data.toyworld.faces import render as render_face
 from editkit.data.toyworld.faces import visible as visible_face
-from editkit.data.toyworld.samples import SPLITS, seed
+from editkit.data.toyworld.samples import seed
 from editkit.data.toyworld.scenes.captions import caption as scene_caption
 from editkit.data.toyworld.scenes.drawing import render as render_scene
 from editkit.data.toyworld.scenes.factors import STYLES, Scene, measured, visible
 from editkit.data.toyworld.scenes.world import scene_at
 from editkit.data.toyworld.world import caption_at, face_at
-from editkit.errors import UsageError, suggestion
 
 EVERY_FACE = 4  # one picture in four is a face
 EVERY_STYLE = 8  # one scene in eight is drawn in another style
 STYLED = 20  # keeps these random numbers apart from those of the domains
 
 
-class CaptionedDataset(Dataset[dict[str, Any]]):
+class CaptionedDataset(RenderedDataset):
     """The first `count` pictures of a split: three scenes, one of them sometimes in another style, then a face, and so on.
 
     Items hold image, key, index, caption, factors and visible (see `editkit.data.items`).
 
-    Args:
-        split: train, validation, test or heldout.
-        count: how many pictures.
-        size: side of the pictures in pixels.
-
-    Raises:
-        UsageError: an unknown split, or a count or size that is no positive number.
+    Arguments as for `RenderedDataset`.
     """
 
-    def __init__(self, split: str, count: int, size: int = 64):
-        if split not in SPLITS:
-            raise UsageError(f"the toy world has no split {split!r}.{suggestion(split, SPLITS)} There are: {', '.join(SPLITS)}")
-        if count < 1 or size < 8:
-            raise UsageError(f"the toy world needs at least 1 picture of 8 pixels a side, got {count} of {size}")
-        self.split, self.count, self.size = split, count, size
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if not -self.count <= index < self.count:
-            raise IndexError(f"picture {index} of {self.count}")
-        index %= self.count
+    def item(self, index: int) -> dict[str, Any]:
         is_face, number = numbered(index)
         return self._face(number, index) if is_face else self._scene(number, index)
 
@@ -80,18 +59,8 @@ class CaptionedDataset(Dataset[dict[str, Any]]):
         return {"image": image_tensor(picture), "key": key, "index": index, "caption": words.text, **facts}
 
 
-class Captioned(DataModule):
-    """Captioned faces and scenes in three splits.
-
-    Args:
-        size: side of the pictures in pixels.
-        train, validation, test: how many pictures of each split.
-    """
-
-    def __init__(self, size: int = 64, train: int = 40_000, validation: int = 256, test: int = 256):
-        super().__init__()
-        self.size = size
-        self.counts = {"train": train, "validation": validation, "test": test}
+class Captioned(Rendered):
+    """Captioned faces and scenes in three splits; arguments as for `Rendered`."""
 
     def dataset(self, split: str) -> CaptionedDataset:
         return CaptionedDataset(split, self.counts[split], self.size)

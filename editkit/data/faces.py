@@ -9,17 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from editkit.data.items import image_tensor
-from editkit.data.module import DataModule
+from editkit.data.rendered import Rendered, RenderedDataset
 from editkit.data.toyworld.claims import measured
 from editkit.data.toyworld.faces import render, visible
-from editkit.data.toyworld.world import SPLITS, caption_at, face_at
-from editkit.errors import UsageError, suggestion
+from editkit.data.toyworld.world import caption_at, face_at
 
 
-class FaceDataset(Dataset[dict[str, Any]]):
+class FaceDataset(RenderedDataset):
     """The first `count` faces of a split.
 
     Items hold image, key, index, caption, factors, visible and labels (see `editkit.data.items`); the face itself is
@@ -36,20 +34,10 @@ class FaceDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, split: str, count: int, size: int = 64, cache_dir: str | Path | None = None):
-        if split not in SPLITS:
-            raise UsageError(f"the toy faces have no split {split!r}.{suggestion(split, SPLITS)} There are: {', '.join(SPLITS)}")
-        if count < 1 or size < 8:
-            raise UsageError(f"the toy faces need at least 1 picture of 8 pixels a side, got {count} of {size}")
-        self.split, self.count, self.size = split, count, size
+        super().__init__(split, count, size)
         self._pictures = None if cache_dir is None else _cached(Path(cache_dir), split, count, size)
 
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if not -self.count <= index < self.count:
-            raise IndexError(f"face {index} of {self.count}")
-        index %= self.count
+    def item(self, index: int) -> dict[str, Any]:
         face = face_at(self.split, index)
         picture = _picture(self.split, index, self.size) if self._pictures is None else self._pictures[index]
         return {
@@ -63,7 +51,7 @@ class FaceDataset(Dataset[dict[str, Any]]):
         }
 
 
-class Faces(DataModule):
+class Faces(Rendered):
     """Toy faces in three splits.
 
     Args:
@@ -75,9 +63,7 @@ class Faces(DataModule):
     def __init__(
         self, size: int = 64, train: int = 2000, validation: int = 256, test: int = 256, cache_dir: str | Path | None = None
     ):
-        super().__init__()
-        self.size = size
-        self.counts = {"train": train, "validation": validation, "test": test}
+        super().__init__(size, train, validation, test)
         self.cache_dir = cache_dir
 
     def dataset(self, split: str) -> FaceDataset:

@@ -7,18 +7,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from editkit.data.items import image_tensor
-from editkit.data.module import DataModule
-from editkit.data.toyworld.samples import SPLITS
+from editkit.data.rendered import Rendered, RenderedDataset
 from editkit.data.toyworld.scenes.drawing import box, picture
 from editkit.data.toyworld.scenes.factors import MOST, measured, visible
 from editkit.data.toyworld.scenes.world import caption_at, key_of, scene_at, thing_captions_at
-from editkit.errors import UsageError, suggestion
 
 
-class SceneDataset(Dataset[dict[str, Any]]):
+class SceneDataset(RenderedDataset):
     """The first `count` scenes of a split.
 
     Items hold image, key, index, caption, factors, visible and labels (see `editkit.data.items`), and for the objects from
@@ -31,29 +28,8 @@ class SceneDataset(Dataset[dict[str, Any]]):
         sketch           (1, H, W) float32, 1 = line
     The scene itself is `scene_at(split, index)`.
 
-    Args:
-        split: train, validation, test or heldout.
-        count: how many scenes.
-        size: side of the pictures in pixels.
-
-    Raises:
-        UsageError: an unknown split, or a count or size that is no positive number.
+    Arguments as for `RenderedDataset`.
     """
-
-    def __init__(self, split: str, count: int, size: int = 64):
-        if split not in SPLITS:
-            raise UsageError(f"the toy scenes have no split {split!r}.{suggestion(split, SPLITS)} There are: {', '.join(SPLITS)}")
-        if count < 1 or size < 8:
-            raise UsageError(f"the toy scenes need at least 1 picture of 8 pixels a side, got {count} of {size}")
-        self.split, self.count, self.size = split, count, size
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        if not -self.count <= index < self.count:
-            raise IndexError(f"scene {index} of {self.count}")
-        return self.item(index % self.count)
 
     def item(self, index: int) -> dict[str, Any]:
         """Return the item of an index from 0 to count - 1."""
@@ -77,18 +53,8 @@ class SceneDataset(Dataset[dict[str, Any]]):
         }
 
 
-class Scenes(DataModule):
-    """Toy scenes in three splits.
-
-    Args:
-        size: side of the pictures in pixels.
-        train, validation, test: how many scenes of each split.
-    """
-
-    def __init__(self, size: int = 64, train: int = 40_000, validation: int = 256, test: int = 256):
-        super().__init__()
-        self.size = size
-        self.counts = {"train": train, "validation": validation, "test": test}
+class Scenes(Rendered):
+    """Toy scenes in three splits; arguments as for `Rendered`."""
 
     def dataset(self, split: str) -> SceneDataset:
         return SceneDataset(split, self.counts[split], self.size)
