@@ -8,6 +8,7 @@ one recipe has, its header says in a comment of its own:
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -44,7 +45,7 @@ def write_all(folder: Path) -> Path:
     write_features(folder)
     for name in ("latent", "inpainting"):
         write_vae(folder / name / "vae")
-    write_images(folder / "images")
+    write_texts(write_images(folder / "images"))
     return folder
 
 
@@ -111,14 +112,21 @@ def write_features(folder: Path) -> None:
     Oracle(CATEGORICAL, CONTINUOUS).save(folder / "oracle")
 
 
-def write_images(folder: Path, count: int = 8) -> Path:
+def write_images(folder: Path, count: int = 8, side: int = SIDE) -> Path:
     """Write pictures as PNG files."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for index in range(count):
         coarse = rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)
-        Image.fromarray(coarse).resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(folder / f"{index}.png")
+        Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC).save(folder / f"{index}.png")
     return folder
+
+
+def write_texts(folder: Path) -> None:
+    """Write a metadata.jsonl with a source and a target text for each picture."""
+    texts = {"source": "a face", "target": "a smiling face"}
+    lines = [json.dumps({"file_name": path.name, **texts}) for path in sorted(folder.glob("*.png"))]
+    (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
 
 
 def shrink(name: str, folder: Path) -> list[str]:
@@ -131,6 +139,8 @@ def shrink(name: str, folder: Path) -> list[str]:
             model = "inpainting" if "inpainting" in str(section.get("path")) else LOADERS[section["_target_"]]
             changes[f"{place}.path"] = folder / model
     changes |= {place: folder / value.rpartition("-")[2] for place, value in _bundled(plain) if place not in changes}
+    if str(plain["method"].get("encoder")).startswith("openai/"):  # an image encoder's CLIP folder
+        changes["method.encoder"] = folder / "clip"
     sizes = {"train": 8, "validation": 8, "test": 8, "size": SIDE}
     for place, data in (("data", plain["data"]), ("data.inner", plain["data"].get("inner", {}))):
         changes |= {f"{place}.{key}": value for key, value in sizes.items() if key in data}

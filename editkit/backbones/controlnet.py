@@ -65,9 +65,17 @@ class Controlled(nn.Module, Wrapper):
         Raises:
             UsageError: a condition without tokens, or without the hint of a net.
         """
+        return self.denoiser(x, t, cond, residuals=self.residuals(x, t, cond))
+
+    def residuals(self, x: Tensor, t: float | Tensor, cond: Condition | None = None) -> Residuals | None:
+        """Return what the nets add to the UNet at latents x (B, C, h, w); None if none of them acts.
+
+        Raises:
+            UsageError: a condition without the hint of a net, or without tokens for it.
+        """
         found = [self._residuals(name, x, t, cond) for name in self.nets if self.scales[name] != 0]
         parts = [one for one in found if one is not None]
-        return self.denoiser(x, t, cond, residuals=_sum(parts) if parts else None)
+        return _sum(parts) if parts else None
 
     def _residuals(self, name: str, x: Tensor, t: float | Tensor, cond: Condition | None) -> Residuals | None:
         control = None if cond is None else cond.control.get(name)

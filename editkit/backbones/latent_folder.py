@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from editkit.backbones.assets import resolve
@@ -24,6 +24,7 @@ _PIPELINES = {
     4: "StableDiffusionInstructPix2PixPipeline",
     5: "StableDiffusionInpaintPipeline",
 }
+_CONTROLLED = {0: "StableDiffusionControlNetPipeline"}
 
 
 def load_latent(
@@ -67,25 +68,27 @@ def load_latent(
     )
 
 
-def save_latent(backbone: LatentBackbone, folder: str | Path) -> None:
-    """Write a pipeline folder of diffusers, which both `load_latent` and diffusers open.
+def save_latent(backbone: LatentBackbone, folder: str | Path, controlnet: ControlNetModel | None = None) -> None:
+    """Write a pipeline folder of diffusers, which both `load_latent` and diffusers open, with a ControlNet if there is one.
 
     Raises:
         UserError: a checkpoint that no such pipeline is made for.
     """
     import diffusers
 
-    if backbone.text_encoder is None or backbone.extra_channels not in _PIPELINES:
+    known = _PIPELINES if controlnet is None else _CONTROLLED
+    if backbone.text_encoder is None or backbone.extra_channels not in known:
         how = "without" if backbone.text_encoder is None else "with"
         channels = backbone.unet.config.in_channels
         raise UserError(f"no pipeline of diffusers takes {channels} channels {how} text: save the parts one by one")
     scheduler = getattr(diffusers, backbone.scheduler.get("_class_name", "DDIMScheduler")).from_config(backbone.scheduler)
     parts = {name: getattr(backbone, name) for name in ("unet", "vae", "text_encoder", "tokenizer")} | {"scheduler": scheduler}
+    parts |= {} if controlnet is None else {"controlnet": controlnet}
     with no_progress_bar():
         for name, part in parts.items():
             part.save_pretrained(Path(folder) / name)
     index: dict[str, Any] = {
-        "_class_name": _PIPELINES[backbone.extra_channels],
+        "_class_name": known[backbone.extra_channels],
         "_diffusers_version": diffusers.__version__,
         "requires_safety_checker": False,
     }

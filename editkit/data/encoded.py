@@ -97,7 +97,7 @@ def drawn(posterior: Tensor, generator: torch.Generator | None = None) -> Tensor
     """Return a sample of posteriors (B, 2, C, h, w): mean + deviation x noise, (B, C, h, w)."""
     mean, logvar = posterior.unbind(1)
     noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-    return mean + (0.5 * logvar).exp() * noise
+    return (mean + (0.5 * logvar).exp() * noise).contiguous()  # noise like it must not depend on how an encoder lays it out
 
 
 def _name(inner: Dataset[dict[str, Any]], names: Sequence[str], encoder: str) -> str:

@@ -210,6 +210,8 @@ def _line(path: Path, number: int, text: str) -> dict[str, Any]:
         raise UserError(
             f"{path}, line {number} is not JSON ({error}): a line is " + '{"file_name": "a.png", "text": "a caption"}'
         ) from error
+    if isinstance(line, dict) and "image" in line:  # as the lines of CycleNet's prompt.json name it
+        line.setdefault("file_name", line["image"])
     if not isinstance(line, dict) or not isinstance(line.get("file_name"), str):
         raise UserError(f'{path}, line {number} has no "file_name": a line is ' + '{"file_name": "a.png", "text": "a caption"}')
     if not isinstance(line.get("text") or "", str) or not isinstance(line.get("factors") or {}, dict):
