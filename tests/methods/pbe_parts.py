@@ -6,8 +6,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from diffusers.pipelines.deprecated.paint_by_example import PaintByExampleImageEncoder, PaintByExamplePipeline
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
+from editkit.backbones.latent_folder import load_latent
+from editkit.engine.rng import batch_noise
 from editkit.methods.self_supervised.pbe import PaintByExample
 from editkit.types import EditRequest
 from tests.backbones import tiny_latent as tiny
@@ -61,3 +64,28 @@ def painted(made: PaintByExample, asked: list[EditRequest], artefacts=()) -> tor
     editor = made.editor(artefacts)
     editor.check(asked)
     return editor.edit(asked, editor.prepare(asked)).images
+
+
+def pipeline(folder, scheduler) -> PaintByExamplePipeline:
+    """Build diffusers' pipeline from the parts of a folder, for its own one-call loading no longer works."""
+    latent = load_latent(folder)
+    made = PaintByExamplePipeline(
+        vae=latent.vae,
+        image_encoder=PaintByExampleImageEncoder.from_pretrained(folder / "image_encoder"),
+        unet=latent.unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=CLIPImageProcessorPil(),
+    )
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def theirs(pipe, made, asked, scale=5.0) -> torch.Tensor:
+    pixels = torch.cat([made.backbone.preprocess(request.references[0][None]) for request in asked])
+    images, masks = (torch.stack([getattr(request, name) for request in asked]) for name in ("image", "mask"))
+    noise = batch_noise((4, tiny.LATENT, tiny.LATENT), [request.key for request in asked], seed=0, purpose="start")
+    given = {"example_image": pixels, "image": images, "mask_image": masks, "latents": noise, "output_type": "pt"}
+    with torch.no_grad():
+        found = pipe(**given, num_inference_steps=STEPS, guidance_scale=scale).images
+    return torch.as_tensor(found) * 2 - 1
