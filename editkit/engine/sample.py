@@ -73,15 +73,7 @@ def sample(
         UsageError: an eps-prediction model at a level without signal, where its output says nothing of x0.
     """
     start = len(levels) - 1 if start is None else start
-    if not 0 <= stop <= start < len(levels):
-        raise ValueError(f"cannot go from level {start} to {stop} of {len(levels)} levels")
-    if x.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"the state is kept in float32 or float64, got {x.dtype}: pass x.float()")
-    if start > stop and levels.alpha_bar[start] == 0 and denoiser.parameterization == "eps":
-        raise UsageError(
-            f"time {levels.times[start]:g} holds no signal (alpha_bar 0) and an eps-prediction model says nothing of the image "
-            "there: use a v-prediction model, or levels with a lower start"
-        )
+    _check(denoiser, x, levels, start, stop)
     history: deque[tuple[int, Prediction]] = deque(maxlen=4)  # as far back as any multistep solver looks
     for i in range(start, stop, -1):
         j = i - 1
@@ -93,3 +85,15 @@ def sample(
             replaced = on_step(i, j, x, pred)
             x = x if replaced is None else replaced
     return output(x)
+
+
+def _check(denoiser: Denoiser, x: Tensor, levels: Levels, start: int, stop: int) -> None:
+    if not 0 <= stop <= start < len(levels):
+        raise ValueError(f"cannot go from level {start} to {stop} of {len(levels)} levels")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"the state is kept in float32 or float64, got {x.dtype}: pass x.float()")
+    if start > stop and levels.alpha_bar[start] == 0 and denoiser.parameterization == "eps":
+        raise UsageError(
+            f"time {levels.times[start]:g} holds no signal (alpha_bar 0) and an eps-prediction model says nothing of the image "
+            "there: use a v-prediction model, or levels with a lower start"
+        )

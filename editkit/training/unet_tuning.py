@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,17 +13,16 @@ from editkit.backbones.base import Backbone
 from editkit.backbones.latent import LatentBackbone
 from editkit.backbones.latent_folder import save_latent
 from editkit.backbones.scheduler_config import for_solver
-from editkit.engine.atomic import usual_mode
 from editkit.errors import UsageError, UserError
 from editkit.networks.conv_in import widen_conv_in
 from editkit.training.artefact import Artefact
-from editkit.training.method import Method, OptimizerFactory, SchedulerFactory
+from editkit.training.method import OptimizerFactory, SchedulerFactory
+from editkit.training.pipeline_export import PipelineMethod
 
 PREFIX = "backbone.unet."
-FOLDER = "diffusers"  # of an export
 
 
-class UNetTuning(Method):
+class UNetTuning(PipelineMethod):
     """Trains all of a latent model's UNet; autoencoder and text encoder are frozen.
 
     It is trained in place, for a second copy of a large UNet would fill the card that has to train it. An export is the UNet
@@ -39,6 +37,8 @@ class UNetTuning(Method):
         starts_from: digest of the backbone as training found it; None before.
     """
 
+    kind = "unet"
+
     backbone: LatentBackbone
 
     def __init__(
@@ -52,7 +52,6 @@ class UNetTuning(Method):
     ) -> None:
         super().__init__(optimizer=optimizer, scheduler=scheduler)
         self.backbone, self.checkpointing, self.solver = backbone, checkpointing, solver
-        self.starts_from: str | None = None
 
     def trainable(self) -> dict[str, Iterable[nn.Parameter]]:
         """Return all parameters of the UNet."""
@@ -78,22 +77,9 @@ class UNetTuning(Method):
         tensors = {name.removeprefix(PREFIX): tensor.half() for name, tensor in whole.tensors.items()}
         return [Artefact(whole.name, tensors, card=whole.card)]
 
-    def card(self) -> dict[str, Any]:
-        """Return what the exported file says; the backbone that it names is the one that training began with."""
-        card = {**super().card(), "kind": "unet"}
-        return card if self.starts_from is None else {**card, "backbone_digest": self.starts_from}
-
-    def export(self, folder: str | Path) -> list[Path]:
-        """Write the trained UNet (its EMA, if there is one) and, as diffusers/, the whole model; return the files of weights."""
-        paths = super().export(folder)
-        home = Path(folder) / FOLDER
-        with self.averaged_weights():
-            unet = copy.deepcopy(self.backbone.unet).half()
-        save_latent(replaced(self.backbone, unet, self.solver), home)
-        written = sorted(home.rglob("*.safetensors"))
-        for path in written:
-            usual_mode(path)
-        return [*paths, *written]
+    def save_pipeline(self, folder: Path) -> None:
+        """Write the model with the trained UNet."""
+        save_latent(replaced(self.backbone, copy.deepcopy(self.backbone.unet).half(), self.solver), folder)
 
     def tuned(self, artefacts: Sequence[Artefact]) -> LatentBackbone:
         """Return the model with a trained UNet, or as it is without one.

@@ -19,21 +19,20 @@ from editkit.backbones.latent import LatentBackbone
 from editkit.backbones.scheduler_config import for_solver
 from editkit.data.encoded import drawn
 from editkit.data.items import collate
-from editkit.engine.atomic import usual_mode
 from editkit.errors import UsageError, UserError
 from editkit.methods.self_supervised.pbe.editor import NAME, PaintByExampleEditor
 from editkit.training.denoising import denoising_error
 from editkit.training.editor import images_of
-from editkit.training.method import Artefact, Method, OptimizerFactory, SchedulerFactory
+from editkit.training.method import Artefact, OptimizerFactory, SchedulerFactory
+from editkit.training.pipeline_export import PipelineMethod
 from editkit.types import Condition, EditRequest
 
 KIND = "exemplar"
-FOLDER = "diffusers"  # of an export
 SHOWN = 8  # edits of a sample grid
 CHOOSE = "choose backbone=sd14 to train, or backbone=pbe"
 
 
-class PaintByExample(Method):
+class PaintByExample(PipelineMethod):
     """Train a UNet and the blocks of an image encoder to paint what a reference shows; items as of `BoxExemplarDataset`.
 
     Departures from the released code: each sample's reference is dropped by itself, not the whole batch's; the error is that
@@ -52,6 +51,8 @@ class PaintByExample(Method):
     Raises:
         UsageError: a backbone of another kind, or a share that is none.
     """
+
+    kind = KIND
 
     backbone: ExemplarBackbone
 
@@ -79,7 +80,6 @@ class PaintByExample(Method):
         self.dropped, self.dropped_together, self.checkpointing = dropped, dropped_together, checkpointing
         self.sampling: dict[str, Any] = {"steps": steps, "scale": scale, "solver": solver}
         self.sampling |= {"ref_resize": ref_resize, "mask_resize": mask_resize}
-        self.starts_from: str | None = None
         self.preview: list[EditRequest] = []
 
     @property
@@ -156,23 +156,11 @@ class PaintByExample(Method):
         (whole,) = super().artefacts()
         return [Artefact(whole.name, {name: tensor.half() for name, tensor in whole.tensors.items()}, card=whole.card)]
 
-    def card(self) -> dict[str, Any]:
-        """Return what the exported file says; the backbone that it names is the one that training began with."""
-        card = {**super().card(), "kind": KIND}
-        return card if self.starts_from is None else {**card, "backbone_digest": self.starts_from}
-
-    def export(self, folder: str | Path) -> list[Path]:
-        """Write what was trained (its EMA, if there is one) and, as diffusers/, the whole model in the published layout."""
-        paths = super().export(folder)
-        home = Path(folder) / FOLDER
-        with self.averaged_weights():
-            whole = copy.deepcopy(self.backbone).half()
+    def save_pipeline(self, folder: Path) -> None:
+        """Write the whole model in the published layout."""
+        whole = copy.deepcopy(self.backbone).half()
         whole.scheduler = for_solver(whole.scheduler, self.sampling["solver"])
-        save_exemplar(whole, home)
-        written = sorted(home.rglob("*.safetensors"))
-        for path in written:
-            usual_mode(path)
-        return [*paths, *written]
+        save_exemplar(whole, folder)
 
     def editor(self, artefacts: Sequence[Artefact]) -> PaintByExampleEditor:
         """Return what edits with a trained file, or with the backbone as it is."""

@@ -16,22 +16,21 @@ from editkit.backbones.controlnet import Controlled, load_controlnet
 from editkit.backbones.latent import LatentBackbone
 from editkit.backbones.latent_folder import save_latent
 from editkit.data.encoded import drawn
-from editkit.engine.atomic import usual_mode
 from editkit.errors import UsageError, UserError
 from editkit.methods.weakly_supervised.cyclenet.editor import CycleNetEditor
 from editkit.methods.weakly_supervised.cyclenet.terms import NET, Batch, Weights, terms
 from editkit.training.editor import images_of
-from editkit.training.method import Artefact, Method, OptimizerFactory, SchedulerFactory
+from editkit.training.method import Artefact, OptimizerFactory, SchedulerFactory
+from editkit.training.pipeline_export import PipelineMethod
 from editkit.training.share import Rows, computed_once, looked_up
 from editkit.types import EditRequest
 
 NAME = "cyclenet"
-FOLDER = "diffusers"  # of an export
 HINT = (16, 32, 96, 256)  # channels of Stable Diffusion's hint encoder, which halves the image between any two
 SHOWN = 4  # images of a sample grid
 
 
-class CycleNet(Method):
+class CycleNet(PipelineMethod):
     """Train a ControlNet and the UNet's decoder on unpaired images; items hold image, caption and target_caption.
 
     An export is the trained parts in half precision, as one file, and beside it a pipeline folder that diffusers opens;
@@ -53,6 +52,8 @@ class CycleNet(Method):
     Raises:
         UsageError: a backbone of another kind, or a ControlNet of another UNet or image size.
     """
+
+    kind = NAME
 
     def __init__(
         self,
@@ -78,7 +79,6 @@ class CycleNet(Method):
         self.weights, self.clamp_hint, self.checkpointing = Weights(**(terms or {})), clamp_hint, checkpointing
         self.sampling: dict[str, Any] = {"steps": steps, "strength": strength, "eta": eta, "scale": scale, "parity": parity}
         self.control = control
-        self.starts_from: str | None = None
         self.kept: Rows = {}
         self.preview: list[EditRequest] = []
 
@@ -167,22 +167,10 @@ class CycleNet(Method):
         tensors = {name.removeprefix("backbone."): tensor.half() for name, tensor in whole.tensors.items()}
         return [Artefact(whole.name, tensors, card=whole.card)]
 
-    def card(self) -> dict[str, Any]:
-        """Return what the exported file says; the backbone that it names is the one that training began with."""
-        card = {**super().card(), "kind": NAME}
-        return card if self.starts_from is None else {**card, "backbone_digest": self.starts_from}
-
-    def export(self, folder: str | Path) -> list[Path]:
-        """Write the trained parts (their EMA, if there is one) and, as diffusers/, the pipeline; return the files of weights."""
-        paths = super().export(folder)
-        home = Path(folder) / FOLDER
-        with self.averaged_weights():
-            unet, net = (copy.deepcopy(part).half() for part in (self.backbone.unet, self.controlnet))
-        save_latent(with_unet(self.backbone, unet), home, net)
-        written = sorted(home.rglob("*.safetensors"))
-        for path in written:
-            usual_mode(path)
-        return [*paths, *written]
+    def save_pipeline(self, folder: Path) -> None:
+        """Write the pipeline with the tuned UNet and the ControlNet."""
+        unet, net = (copy.deepcopy(part).half() for part in (self.backbone.unet, self.controlnet))
+        save_latent(with_unet(self.backbone, unet), folder, net)
 
     def editor(self, artefacts: Sequence[Artefact]) -> CycleNetEditor:
         """Return what edits with a trained file, or without one with the ControlNet and backbone as they are.
