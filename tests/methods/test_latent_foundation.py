@@ -66,7 +66,7 @@ def latent(vae, **settings) -> LatentDiffusion:
 
 def autoencoder(**settings) -> AutoencoderTraining:
     torch.manual_seed(0)
-    return AutoencoderTraining(network=VAE, terms={"l1": 1.0, "edges": 0.5, "kl": 1e-4}, size=16, **settings)
+    return AutoencoderTraining(network=VAE, terms={"l1": 1.0, "l2": 4.0, "edges": 0.5, "kl": 1e-4}, size=16, **settings)
 
 
 def test_the_exported_scale_gives_latents_a_deviation_of_one(tmp_path):

@@ -1,8 +1,8 @@
 """An autoencoder in diffusers' layout: what the latent models of the toy world diffuse.
 
 AutoencoderKL with three levels, so that 64 x 64 pixels become 16 x 16 latents of 4 channels (Rombach et al. 2022, section
-3.1, f = 4). Trained with L1, an L1 of the differences between neighbouring pixels, which keeps edges sharp in place of
-their adversary, and a light Kullback-Leibler term.
+3.1, f = 4). Trained with L1 and squared errors, an L1 of the differences between neighbouring pixels, which keeps edges
+sharp in place of their adversary, and a light Kullback-Leibler term.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class AutoencoderTraining(FolderMethod):
     Args:
         network: arguments of diffusers' AutoencoderKL.
         crop: side of the random crops that training sees; None takes whole pictures.
-        terms: weights of the terms l1, edges, kl (the last per latent number, in nats).
+        terms: weights of the terms l1, l2 (squared error), edges, kl (the last per latent number, in nats).
         size: side of the pictures, for the sample grid.
         keep_latents: train the decoder alone, so that models of these latents stay right.
         init_from: an autoencoder folder whose weights to start from; None starts from scratch.
@@ -70,6 +70,7 @@ class AutoencoderTraining(FolderMethod):
         rebuilt = self.vae.decode(posterior.sample()).sample.float()
         terms = {
             "l1": (rebuilt - images).abs().mean((1, 2, 3)),
+            "l2": (rebuilt - images).square().mean((1, 2, 3)),
             "edges": sum((_steps(rebuilt, axis) - _steps(images, axis)).abs().mean((1, 2, 3)) for axis in (2, 3)),
             "kl": posterior.kl().float() / posterior.mean[0].numel(),
         }
