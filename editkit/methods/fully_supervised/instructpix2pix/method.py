@@ -36,7 +36,7 @@ class InstructPix2Pix(UNetTuning):
             without trained parts too, and is trained on.
         steps, text_scale, image_scale, solver, negative, rescale: of an edit, see `InstructedEditor`.
         dropped: share of the samples without their text, without their image, and without both, a share each.
-        checkpointing: see `UNetTuning`.
+        checkpointing, lora: see `UNetTuning`.
         pairs: makes training pairs, for the task `pairs`.
 
     Raises:
@@ -55,6 +55,7 @@ class InstructPix2Pix(UNetTuning):
         rescale: float = 0.0,
         dropped: float = 0.05,
         checkpointing: bool = False,
+        lora: Mapping[str, Any] | None = None,
         pairs: PairMaker | None = None,
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
@@ -64,8 +65,10 @@ class InstructPix2Pix(UNetTuning):
         solver_named(solver)
         ready = getattr(backbone, "extra_channels", 0) != 0
         latent = widened(backbone, getattr(backbone, "sample_shape", (0,))[0], NAME, "sd15")
-        super().__init__(latent, checkpointing=checkpointing, solver=solver, optimizer=optimizer, scheduler=scheduler)
+        training: dict[str, Any] = {"checkpointing": checkpointing, "lora": lora, "optimizer": optimizer, "scheduler": scheduler}
+        super().__init__(latent, solver=solver, **training)
         self.dropped, self.pairs, self._ready = dropped, pairs, ready
+        self.new_layers = () if ready else ("conv_in.",)
         self.sampling: dict[str, Any] = {"steps": steps, "text_scale": text_scale, "image_scale": image_scale}
         self.sampling |= {"solver": solver, "negative": negative, "rescale": rescale}
         self.preview: list[EditRequest] = []
