@@ -150,7 +150,7 @@ def test_an_export_is_whole_and_edits_without_peft(name, tower, tmp_path, monkey
     monkeypatch.setitem(sys.modules, "peft", None)
     for other in (made, new(name, tower, lora=LORA), new(name, tower)):
         editor = other.editor([artefact])
-        network = editor.network.backbone if name == "cyclenet" else editor.backbone
+        network = editor.network.denoiser if name == "cyclenet" else editor.backbone
         assert torch.allclose(predicted(network.unet), predicted(unet), atol=1e-6)
     assert not (tmp_path / "whole" / "lora").exists()
 
@@ -200,7 +200,7 @@ def test_a_run_with_low_rank_layers(tmp_path, capsys):
     names = [name for file in newest.glob("*.safetensors") for name in load_file(file)]
     assert any(".lora_" in name for name in names) and not any(".base_layer." in name for name in names)
     capsys.readouterr()
-    assert cli.run([*train, "method.lora={rang: 2}"]) == 2
+    assert cli.run([*train, "method.lora={rang: 2}", f"run_dir={tmp_path / 'other'}"]) == 2
     assert "method.lora has no 'rang'. Did you mean 'rank'?" in capsys.readouterr().err
 
 
