@@ -278,10 +278,19 @@ def _leaves(node: Any, where: str = "") -> dict[str, Any]:
 
 
 def _section(cfg: DictConfig, key: str) -> dict[str, Any]:
-    """Return a section that names what to build, as plain values."""
-    section: Any = frozen(cfg)
-    for part in key.split("."):
-        section = section.get(part) or {}
-    if "_target_" not in section:
+    """Return a section that names what to build, as plain values; what other sections lack does not matter.
+
+    Raises:
+        RecipeError: there is no such section, or it lacks a required value (`???`), its own or one that it refers to.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import InterpolationToMissingValueError
+
+    node = OmegaConf.select(cfg, key)
+    if "_target_" not in (node or {}):
         raise RecipeError(f"this configuration has no {key}: choose a recipe with recipe=NAME ({', '.join(choices('recipe'))})")
-    return dict(section)
+    lacking = missing(OmegaConf.to_container(node), key)
+    try:
+        return frozen(cfg) if lacking else dict(OmegaConf.to_container(node, resolve=True))  # type: ignore[arg-type]
+    except InterpolationToMissingValueError:
+        return frozen(cfg)  # says which value it is

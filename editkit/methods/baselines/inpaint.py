@@ -60,8 +60,8 @@ class Inpaint(Method):
         odd = _odd(backbone)
         if odd:
             raise UsageError(
-                f"inpaint needs a latent inpainting model that reads text, with 5 channels beyond the latents; this backbone {odd}: "
-                "choose backbone=sd15_inpainting or backbone=toy_inpainting"
+                "inpaint needs a latent inpainting model that reads text, with 5 channels beyond the latents; "
+                f"this backbone {odd}: choose backbone=sd15_inpainting or backbone=toy_inpainting"
             )
         self.backbone = backbone
         self.settings = {"steps": steps, "scale": scale, "solver": solver, "negative": negative}

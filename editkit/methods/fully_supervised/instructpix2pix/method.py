@@ -11,6 +11,7 @@ from torch import Tensor
 
 from editkit.backbones.base import Backbone
 from editkit.data.encoded import drawn
+from editkit.data.items import check_holds
 from editkit.engine.solvers import solver_named
 from editkit.errors import UsageError
 from editkit.methods.fully_supervised.instructpix2pix.pairs import PairMaker
@@ -23,6 +24,7 @@ from editkit.types import Condition, EditRequest
 
 NAME = "instructpix2pix"
 SHOWN = 8  # edits of a sample grid
+CHOOSE = "choose data=instructpix2pix or data=magicbrush with data.root=DIR, or data=scene_edits"
 
 
 class InstructPix2Pix(UNetTuning):
@@ -95,8 +97,13 @@ class InstructPix2Pix(UNetTuning):
 
     @torch.no_grad()
     def precompute(self, dataset: Any) -> None:
-        """Keep a few training pairs for the sample grid."""
+        """Keep a few training pairs for the sample grid.
+
+        Raises:
+            UsageError: data of something else.
+        """
         items = [dataset[k] for k in range(min(SHOWN, len(dataset)))]
+        check_holds(items[0], ("image", "target", "instruction"), NAME, CHOOSE)
         self.preview = [
             EditRequest(item["key"], image=self._picture(item, "image"), instruction=item["instruction"]) for item in items
         ]

@@ -17,7 +17,7 @@ from editkit.backbones.inpainting import exemplar_channels
 from editkit.backbones.latent import LatentBackbone
 from editkit.backbones.scheduler_config import for_solver
 from editkit.data.encoded import drawn
-from editkit.data.items import collate
+from editkit.data.items import check_holds, collate
 from editkit.errors import UsageError, UserError
 from editkit.methods.self_supervised.pbe.editor import NAME, PaintByExampleEditor
 from editkit.networks.lora import merged
@@ -30,6 +30,7 @@ from editkit.types import Condition, EditRequest
 KIND = "exemplar"
 SHOWN = 8  # edits of a sample grid
 CHOOSE = "choose backbone=sd14 to train, or backbone=pbe"
+DATA = "choose data=scene_exemplars, or data=openimages_exemplars or data=coco_exemplars with data.inner.root=DIR"
 
 
 class PaintByExample(PipelineMethod):
@@ -128,8 +129,13 @@ class PaintByExample(PipelineMethod):
         return drawn(torch.stack(self.backbone.posterior(images), 1)) * self.backbone.vae.config.scaling_factor
 
     def precompute(self, dataset: Any) -> None:
-        """Keep a few training pairs for the sample grid."""
+        """Keep a few training pairs for the sample grid.
+
+        Raises:
+            UsageError: data of something else.
+        """
         items = [dataset[k] for k in range(min(SHOWN, len(dataset)))]
+        check_holds(items[0], ("image", "mask", "references"), NAME, DATA)
         self.preview = [EditRequest(i["key"], image=i["image"], mask=i["mask"], references=i["references"]) for i in items]
 
     def sample_grid(self) -> Tensor | None:
