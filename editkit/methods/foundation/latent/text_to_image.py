@@ -17,6 +17,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from editkit.backbones.attention import trained_on_cpu
 from editkit.backbones.autoencoder import load_autoencoder
 from editkit.backbones.latent import LatentBackbone
 from editkit.backbones.latent_folder import load_latent, save_latent
@@ -120,7 +121,8 @@ class LatentDiffusion(FolderMethod):
         x = alpha_bar.sqrt() * z + (1 - alpha_bar).sqrt() * eps
         v = alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * z
         given = x if extra is None else torch.cat([x, extra], 1)
-        error = (self.unet(given, t, tokens).sample.float() - v).square()
+        with trained_on_cpu(self.unet):
+            error = (self.unet(given, t, tokens).sample.float() - v).square()
         if objects is not None:
             error = error * (1 + self.foreground * alpha_bar * F.adaptive_avg_pool2d(objects, z.shape[2:]))
         return error.mean((1, 2, 3))
