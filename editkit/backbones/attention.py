@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from diffusers import ControlNetModel
+from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
@@ -32,7 +32,7 @@ def constant_text(network: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def trained_on_cpu(unet: nn.Module) -> Iterator[None]:
+def trained_on_cpu(network: nn.Module) -> Iterator[None]:
     """Let attention be two products of matrices while the context is open, where that trains faster.
 
     On the CPU the backward pass of torch's fused attention is slow: without it a training step of the toy latent model takes
@@ -40,14 +40,17 @@ def trained_on_cpu(unet: nn.Module) -> Iterator[None]:
     the memory that this takes, nothing changes.
 
     Args:
-        unet: a UNet2DConditionModel.
+        network: a UNet2DConditionModel or a ControlNetModel, or what holds some.
     """
-    on_cpu = any(module.to_q.weight.device.type == "cpu" for module in attention_places(unet).values())
-    if not on_cpu or getattr(unet, "is_gradient_checkpointing", False):
+    with ExitStack() as stack:
+        for part in network.modules():
+            if isinstance(part, (UNet2DConditionModel, ControlNetModel)) and _on_cpu(part) and not part.is_gradient_checkpointing:
+                stack.enter_context(attention_taps(part, _products))
         yield
-        return
-    with attention_taps(unet, _products):
-        yield
+
+
+def _on_cpu(part: nn.Module) -> bool:
+    return any(attention.to_q.weight.device.type == "cpu" for attention in attention_places(part).values())
 
 
 def _products(q: Tensor, k: Tensor, v: Tensor, place: Place) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from editkit.backbones.attention import trained_on_cpu
+from editkit.backbones.base import Backbone
 from editkit.backbones.latent import LatentBackbone
 from editkit.types import Condition, Prediction
 
@@ -33,7 +34,7 @@ def drop_conditions(count: int, share: float = 0.05, device: torch.device | None
     return u < 2 * share, (share <= u) & (u < 3 * share)
 
 
-def denoising_error(backbone: LatentBackbone, x0: Tensor, cond: Condition | None) -> Tensor:
+def denoising_error(backbone: Backbone, x0: Tensor, cond: Condition | None) -> Tensor:
     """Return the mean squared error (B,) of a network's output, eps or v, at a random time for each sample.
 
     Times are uniform and stratified over the batch, one in each of B equal parts: each sample's distribution stays as it is
@@ -48,7 +49,7 @@ def denoising_error(backbone: LatentBackbone, x0: Tensor, cond: Condition | None
     places = torch.arange(count, device=x0.device) + torch.rand(count, device=x0.device)
     t = (places * steps / count).long().clamp(max=steps - 1)
     noise = torch.randn_like(x0)
-    with trained_on_cpu(backbone.unet):
+    with trained_on_cpu(backbone):
         guess = backbone(backbone.schedule.add_noise(x0, t, noise), t, cond)
     kind = backbone.parameterization
     output, target = (backbone.schedule.output(pred, t, kind) for pred in (guess, Prediction(x0, noise)))
