@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from editkit.backbones.attention_taps import attention_places, attention_taps
 from editkit.engine.attention import Place
@@ -47,6 +48,12 @@ def trained_on_cpu(network: nn.Module) -> Iterator[None]:
             if isinstance(part, (UNet2DConditionModel, ControlNetModel)) and _on_cpu(part) and not part.is_gradient_checkpointing:
                 stack.enter_context(attention_taps(part, _products))
         yield
+
+
+def prepare_on_cpu(model: PreTrainedModel) -> None:
+    """Let a model of transformers that is on the CPU multiply attention's matrices too, from now on; call it in each step."""
+    if model.device.type == "cpu" and model.config._attn_implementation != "eager":
+        model.set_attn_implementation("eager")
 
 
 def _on_cpu(part: nn.Module) -> bool:

@@ -17,7 +17,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from editkit.backbones.attention import trained_on_cpu
+from editkit.backbones.attention import prepare_on_cpu, trained_on_cpu
 from editkit.backbones.autoencoder import load_autoencoder
 from editkit.backbones.latent import LatentBackbone
 from editkit.backbones.latent_folder import load_latent, save_latent
@@ -130,6 +130,7 @@ class LatentDiffusion(FolderMethod):
     def _read(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return the text encoder's last hidden state (B, L, D) and the token ids (B, L)."""
         length = self.text_encoder.config.max_position_embeddings
+        prepare_on_cpu(self.text_encoder)
         cut = self.tokenizer(list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         ids = cut.input_ids.to(self.device)
         return self.text_encoder(ids).last_hidden_state, ids
