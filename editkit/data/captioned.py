@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from editkit.data.items import image_tensor
 from editkit.data.rendered import Rendered, RenderedDataset
@@ -15,7 +16,7 @@ from editkit.data.toyworld.faces import render as render_face
 from editkit.data.toyworld.faces import visible as visible_face
 from editkit.data.toyworld.samples import seed
 from editkit.data.toyworld.scenes.captions import caption as scene_caption
-from editkit.data.toyworld.scenes.drawing import render as render_scene
+from editkit.data.toyworld.scenes.drawing import picture
 from editkit.data.toyworld.scenes.factors import STYLES, Scene, measured, visible
 from editkit.data.toyworld.scenes.world import scene_at
 from editkit.data.toyworld.world import caption_at, face_at
@@ -28,7 +29,8 @@ STYLED = 20  # keeps these random numbers apart from those of the domains
 class CaptionedDataset(RenderedDataset):
     """The first `count` pictures of a split: three scenes, one of them sometimes in another style, then a face, and so on.
 
-    Items hold image, key, index, caption, factors and visible (see `editkit.data.items`).
+    Items hold image, key, index, caption, factors and visible (see `editkit.data.items`), and
+        foreground  (1, H, W) float32, 1 = object of a scene; zeros for faces
 
     Arguments as for `RenderedDataset`.
     """
@@ -44,13 +46,16 @@ class CaptionedDataset(RenderedDataset):
 
     def _face(self, number: int, index: int) -> dict[str, Any]:
         face = face_at(self.split, number)
-        facts = {"factors": measured_face(face), "visible": visible_face(face)}
+        nothing = torch.zeros(1, self.size, self.size)
+        facts = {"factors": measured_face(face), "visible": visible_face(face), "foreground": nothing}
         return self._item("faces", number, index, render_face(face, self.size)[0], caption_at(self.split, number), facts)
 
     def _scene(self, number: int, index: int) -> dict[str, Any]:
         scene, words = captioned_scene(self.split, number)
-        facts = {"factors": measured(scene), "visible": visible(scene)}
-        return self._item("scenes", number, index, render_scene(scene, self.size), words, facts)
+        drawn = picture(scene, self.size)
+        objects = torch.from_numpy(drawn.instances > 0).float()[None]
+        facts = {"factors": measured(scene), "visible": visible(scene), "foreground": objects}
+        return self._item("scenes", number, index, drawn.image, words, facts)
 
     def _item(
         self, domain: str, number: int, index: int, picture: np.ndarray, words: Caption, facts: dict[str, Any]

@@ -30,9 +30,10 @@ PROBES = 4  # items whose content names the cache, together with the encoder
 
 
 class EncodedDataset(Dataset[dict[str, Any]]):
-    """A data set with its pictures replaced by posteriors; its texts and numbers stay, everything else is left out.
+    """A data set with its pictures replaced by posteriors; its texts and numbers stay, and what is named in `kept`.
 
-    Items hold every str, int and float of the inner items, and for each encoded name N
+    Items hold every str, int and float of the inner items, their tensors named in `kept` as float32 of half precision, and
+    for each encoded name N
         N_posterior  (2, C, h, w) float32: mean and log variance, before any scaling
     The files are written whole or not at all, and made anew when the data or the encoder change.
 
@@ -42,15 +43,24 @@ class EncodedDataset(Dataset[dict[str, Any]]):
         names: which pictures of an item to encode.
         folder: where the encoded data are kept.
         encoder: hash of the encoder's weights.
+        kept: tensors of an item that stay as they are, such as masks.
     """
 
-    def __init__(self, inner: Dataset[dict[str, Any]], posterior: Posterior, names: Sequence[str], folder: Path, encoder: str):
-        self.names = tuple(names)
-        home = folder / _name(inner, self.names, encoder)
+    def __init__(
+        self,
+        inner: Dataset[dict[str, Any]],
+        posterior: Posterior,
+        names: Sequence[str],
+        folder: Path,
+        encoder: str,
+        kept: Sequence[str] = (),
+    ):
+        self.names, self.kept = tuple(names), tuple(kept)
+        home = folder / _name(inner, (*self.names, *self.kept), encoder)
         if not (home / "texts.jsonl").exists():
             log.info("encoding %d items into %s", len(inner), home)  # type: ignore[arg-type]
-            _write(inner, posterior, self.names, home)
-        self.posteriors = {name: np.load(home / f"{name}.npy", mmap_mode="r") for name in self.names}
+            _write(inner, posterior, self.names, self.kept, home)
+        self.rows = {name: np.load(home / f"{name}.npy", mmap_mode="r") for name in (*self.names, *self.kept)}
         with open(home / "texts.jsonl", encoding="utf-8") as file:
             self.texts = [line.rstrip("\n") for line in file]
 
@@ -59,8 +69,9 @@ class EncodedDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = json.loads(self.texts[index])
-        for name, rows in self.posteriors.items():
-            item[f"{name}_posterior"] = torch.from_numpy(rows[index].astype(np.float32))
+        for name, rows in self.rows.items():
+            label = f"{name}_posterior" if name in self.names else name
+            item[label] = torch.from_numpy(rows[index].astype(np.float32))
         return item
 
 
@@ -72,25 +83,32 @@ class Encoded(DataModule):
         encoder: makes the encoder: something with `posterior(images) -> (mean, logvar)` and `digest()`.
         names: which pictures of an item to encode.
         cache_dir: folder that keeps what was encoded.
+        kept: tensors of an item that stay as they are, such as masks.
 
     Raises:
         UsageError: no folder.
     """
 
     def __init__(
-        self, inner: DataModule, encoder: Callable[[], Any], names: Sequence[str] = ("image",), cache_dir: str | None = None
+        self,
+        inner: DataModule,
+        encoder: Callable[[], Any],
+        names: Sequence[str] = ("image",),
+        cache_dir: str | None = None,
+        kept: Sequence[str] = (),
     ):
         super().__init__()
         if cache_dir is None:
             raise UsageError("encoded data need a folder: set data.cache_dir=FOLDER")
-        self.inner, self.encoder, self.names, self.cache_dir = inner, encoder, tuple(names), Path(cache_dir)
+        self.inner, self.encoder, self.names, self.kept = inner, encoder, tuple(names), tuple(kept)
+        self.cache_dir = Path(cache_dir)
 
     def dataset(self, split: str) -> Dataset[dict[str, Any]]:
         pictures = self.inner.dataset(split)
         if split != "train":
             return pictures
         encoder = self.encoder()
-        return EncodedDataset(pictures, encoder.posterior, self.names, self.cache_dir, encoder.digest())
+        return EncodedDataset(pictures, encoder.posterior, self.names, self.cache_dir, encoder.digest(), self.kept)
 
 
 def drawn(posterior: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -115,17 +133,16 @@ def _told(item: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in item.items() if isinstance(value, (str, int, float))}
 
 
-@torch.no_grad()
-def _write(inner: Dataset[dict[str, Any]], posterior: Posterior, names: Sequence[str], home: Path) -> None:
+def _write(inner: Dataset[dict[str, Any]], posterior: Posterior, names: Sequence[str], kept: Sequence[str], home: Path) -> None:
     count = len(inner)  # type: ignore[arg-type]
     home.mkdir(parents=True, exist_ok=True)
-    drafts = {name: home / f".{name}.{os.getpid()}.npy" for name in (*names, "texts")}
+    drafts = {name: home / f".{name}.{os.getpid()}.npy" for name in (*names, *kept, "texts")}
     files: dict[str, np.memmap] = {}
     with open(drafts["texts"], "w", encoding="utf-8") as texts:
         for first in range(0, count, BATCH):
             items = [inner[k] for k in range(first, min(first + BATCH, count))]
-            for name in names:
-                rows = torch.stack(posterior(collate([{"image": item[name]} for item in items])["image"]), 1).cpu().numpy()
+            for name in (*names, *kept):
+                rows = _rows(items, name, posterior if name in names else None)
                 if name not in files:
                     shape = (count, *rows.shape[1:])
                     files[name] = np.lib.format.open_memmap(drafts[name], mode="w+", dtype=np.float16, shape=shape)
@@ -135,3 +152,10 @@ def _write(inner: Dataset[dict[str, Any]], posterior: Posterior, names: Sequence
         file.flush()
         drafts[name].replace(home / f"{name}.npy")
     drafts["texts"].replace(home / "texts.jsonl")  # last: its being there says that all is
+
+
+@torch.no_grad()
+def _rows(items: Sequence[Mapping[str, Any]], name: str, posterior: Posterior | None) -> np.ndarray:
+    """Return what is kept of the items' tensors of a name: posteriors (B, 2, C, h, w), or they themselves."""
+    tensors = collate([{name: item[name]} for item in items])[name]
+    return (tensors if posterior is None else torch.stack(posterior(tensors), 1)).cpu().numpy()

@@ -71,6 +71,14 @@ def test_pictures_are_encoded_once_and_texts_stay(tmp_path):
         assert "image" not in item
 
 
+def test_masks_are_kept_beside_the_latents(tmp_path):
+    inner, encoder = CaptionedDataset("train", 6, 16), Encoder()
+    whole = EncodedDataset(inner, encoder.posterior, ("image",), tmp_path, "a", kept=("foreground",))
+    assert all(torch.equal(whole[k]["foreground"], inner[k]["foreground"]) for k in range(6))
+    assert [bool(whole[k]["foreground"].any()) for k in range(4)] == [True, True, True, False], "objects of scenes, not faces"
+    assert "foreground" not in encoded(tmp_path, encoder)[0], "another cache"
+
+
 def test_another_encoder_and_other_pictures_are_encoded_anew(tmp_path):
     encoder, other = Encoder(), Encoder("b")
     encoded(tmp_path, encoder)

@@ -155,6 +155,33 @@ def test_v_leads_back_to_the_latents(vae, monkeypatch):
         assert method._error(z, torch.zeros(1)).mean() > 0.1
 
 
+def test_objects_weigh_more_where_noise_leaves_them_visible(vae):
+    method = latent(vae, foreground=4.0)
+    z, objects = torch.zeros(2, 4, 4, 4), torch.zeros(2, 1, 16, 16)
+    objects[..., :8] = 1  # the left half of the latents too
+
+    class Wrong(torch.nn.Module):
+        def __init__(self, column):
+            super().__init__()
+            self.column = column
+
+        def forward(self, x, t, tokens):
+            alpha_bar = method.noise_schedule.alpha_bar(t).float().view(-1, 1, 1, 1)
+            v = alpha_bar.sqrt() * x / (1 - alpha_bar).sqrt()  # what is right, as z is zero
+            v[..., self.column] += 1
+            return type("Output", (), {"sample": v})
+
+    def errors(column):
+        torch.manual_seed(0)
+        method.unet = Wrong(column)
+        return method._error(z, torch.zeros(1), objects=objects)
+
+    inside, outside = errors(0), errors(3)
+    torch.testing.assert_close(outside, torch.full((2,), 0.25), atol=1e-4, rtol=1e-4)
+    early, late = (inside / outside).tolist()  # times are stratified: the first sample has little noise, the second much
+    assert 2 < early <= 5 and 1 <= late < 2
+
+
 def test_continuing_a_text_counts_each_word_and_the_first_end_only(vae):
     method = latent(vae)
     ids = method._read(["a red cup"])[1]

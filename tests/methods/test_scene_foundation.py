@@ -174,6 +174,18 @@ def test_the_clip_of_scenes_learns_a_batch(clip):
     assert all(last[name] < 0.9 * first[name] for name in ("factors", "cells", "contrast", "direction")), (first, last)
 
 
+def test_the_pooled_token_is_asked_what_a_single_object_is_unless_its_style_hides_that(clip):
+    star, cup = Thing("star", "red"), Thing("cup", "blue")
+    pooled = torch.zeros(3, clip.thing_head.in_features, requires_grad=True)
+    shown = [Scene((star,)), Scene((star,), style="pencil"), Scene((star, cup))]
+    clip._things(pooled, shown, [frozenset(), frozenset({"shape", "colour", "texture"}), frozenset()]).backward()
+    assert [bool(row.any()) for row in pooled.grad] == [True, False, False]
+    with torch.no_grad():
+        clip.thing_head.bias[list(OF_THINGS["shape"]).index("star")] += 20
+        right, wrong = (clip._things(pooled, [Scene((one,))], [frozenset()]) for one in (star, cup))
+    assert right + 5 < wrong
+
+
 @pytest.mark.parametrize("face", [True, False])
 def test_a_batch_of_one_domain_has_finite_losses(clip, face):
     pairs, rng = WorldPairs("train", 4), np.random.default_rng(0)

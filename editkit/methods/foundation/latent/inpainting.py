@@ -52,7 +52,8 @@ class LatentInpainting(LatentDiffusion):
         z = drawn(self._posterior(images)) * self.vae.config.scaling_factor
         dropped = (torch.rand(len(texts)) < self.dropped_texts).tolist()
         tokens = self._read(["" if no else text for text, no in zip(texts, dropped, strict=True)])[0]
-        return {"denoise": self._error(z, tokens, self._given(images, masks))}
+        objects = batch["object_masks"].sum(1, keepdim=True)
+        return {"denoise": self._error(z, tokens, self._given(images, masks), objects)}
 
     def _chosen(self, batch: Mapping[str, Any]) -> tuple[Tensor, list[str]]:
         """Return a mask (B, 1, H, W) and a text for each picture."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ import torch
 from diffusers import ControlNetModel
 from torch import Tensor, nn
 
+from editkit.backbones.attention import trained_on_cpu
 from editkit.backbones.base import Backbone
 from editkit.backbones.controlnet import Controlled, load_controlnet
 from editkit.backbones.latent import LatentBackbone
@@ -141,7 +143,9 @@ class CycleNet(PipelineMethod):
         source, target = self._tokens(batch["caption"], batch["target_caption"])
         t = torch.randint(len(self.backbone.schedule), (len(z),), device=z.device)
         given = Batch(z, batch["image"] / 2 + 0.5, source, target, t, torch.randn_like(z), torch.randn_like(z))
-        return terms(self.network(), given, self.weights, clamp_hint=self.clamp_hint, recompute=self.checkpointing)
+        network = self.network()
+        with nullcontext() if self.checkpointing else trained_on_cpu(network):
+            return terms(network, given, self.weights, clamp_hint=self.clamp_hint, recompute=self.checkpointing)
 
     def network(self, scale: float = 1.0) -> Controlled:
         """Return backbone and ControlNet as one denoiser, the ControlNet in the precision of the UNet."""
