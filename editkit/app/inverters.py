@@ -106,7 +106,7 @@ def _table(rows: Sequence[Row]) -> Table:
 
 def _markdown(rows: Sequence[Row]) -> Iterator[str]:
     yield f"| {' | '.join(HEADINGS)} |"
-    yield f"|{'---|' * len(HEADINGS)}"
+    yield f"|---|{'---:|' * (len(HEADINGS) - 1)}"
     for row in rows:
         yield f"| {' | '.join(row.cells())} |"
 
