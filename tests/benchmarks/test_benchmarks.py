@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.benchmarks import instruction_training, latent_sampling, pixel_training
@@ -46,6 +47,31 @@ def test_sides_that_draw_other_images_are_not_timed():
     with pytest.raises(SystemExit, match="deviate by 0"):
         flat = torch.zeros(1, 3, TINY.pixels, TINY.pixels)
         latent_sampling.checked("flat", replace(contest, ours=lambda _: flat, theirs=lambda _: flat), asked)
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is asked of the tensors."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", latent_sampling.CONTESTS)
+def test_a_step_asks_less_of_the_tensors_than_theirs(name):
+    """Seconds depend on what else runs on a machine; this does not."""
+    asked, counts = latent_sampling.requests(TINY, 1), {}
+    for steps in (1, 3):
+        contest = latent_sampling.CONTESTS[name](TINY, steps)
+        for side in ("ours", "theirs"):
+            with Operations() as operations:
+                getattr(contest, side)(asked)
+            counts[side, steps] = operations.count
+    mine, other = ((counts[side, 3] - counts[side, 1]) / 2 for side in ("ours", "theirs"))
+    assert 0 < mine < other
 
 
 def test_training_on_what_is_kept_beside_encoding_at_every_step(tmp_path):
