@@ -114,7 +114,7 @@ class LatentBackbone(UNetBackbone):
         down, mid = residuals or (None, None)
         network = self.unet(
             self._input(x, cond),
-            self._times(t, len(x)),
+            self.times_of(t, len(x)),
             self.tokens_of(cond, len(x)),
             encoder_attention_mask=mask,
             down_block_additional_residuals=down,
