@@ -148,6 +148,18 @@ def score(expectations: Sequence[Expectation], readings: Sequence[SceneReading])
     return SceneScores(success, preservation, (success * preservation).sqrt())
 
 
+def kept_by_factor(expectations: Sequence[Expectation], readings: Sequence[SceneReading]) -> dict[str, Tensor]:
+    """Return for each factor of the whole and aspect of the objects the share (B,) of its claims that hold; nan without any."""
+    found = {}
+    for name in (*WHOLES, *ASPECTS):
+        flags = [
+            [holds(claim, reading) for claim in one.kept if name in claim.values]
+            for one, reading in zip(expectations, readings, strict=True)
+        ]
+        found[name] = torch.tensor([sum(own) / len(own) if own else float("nan") for own in flags])
+    return found
+
+
 @torch.no_grad()
 def read(oracle: SceneOracle, images: Tensor, expectations: Sequence[Expectation]) -> list[SceneReading]:
     """Let the oracle read pictures (B, 3, H, W) in [-1, 1], and in each the regions that its claims are about."""
