@@ -103,7 +103,7 @@ def _entry(trial: Trial) -> dict[str, Any]:
 
 def _far(trial: Trial, label: str, *variant: str) -> dict[str, float]:
     """Return the Frechet distance of a variant under a label, where it was measured."""
-    return {label: value for key, value in trial.frechet.items() if key == variant}
+    return {label: trial.frechet[variant]} if variant in trial.frechet else {}
 
 
 def _figures(found: Scores) -> dict[str, Any]:

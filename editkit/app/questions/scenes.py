@@ -17,7 +17,7 @@ from editkit.data.toyworld.scenes.captions import full_caption
 from editkit.data.toyworld.scenes.drawing import picture
 from editkit.data.toyworld.scenes.edits import SceneEdit
 from editkit.data.toyworld.scenes.factors import readable
-from editkit.metrics.clip import direction
+from editkit.metrics.clip import directions
 from editkit.metrics.images import differing
 from editkit.metrics.scene_edits import Expectation, SceneReading, expected, kept_by_factor, read, score
 from editkit.metrics.scene_oracle import SceneOracle
@@ -91,7 +91,7 @@ class SceneQuestions(Questions):
         return {
             **vars(scores),
             **pixel_figures(images, truth, inside),
-            "clip_direction": direction(judges.clip.image(source), judges.clip.image(images), *texts),
+            "clip_direction": directions(judges.clip.image(source), judges.clip.image(images), *texts),
         }
 
 
