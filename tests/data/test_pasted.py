@@ -29,7 +29,7 @@ def test_an_object_is_pasted_alone_in_its_own_proportions_and_a_crop_with_its_ba
     shown[:, 2:6, 2:6] = 1
     alone, crop = by_its_mask(image, mask, red, shown), squashed(image, mask, red)
     assert box_of(alone[0] > 0.5) == (4, 4, 12, 12), "as wide as the mask, in the middle of its height"
-    assert (alone[1:, 4:12, 4:12] == -1).all() and (alone[:, 2:4] == 0).all()
+    assert (alone[1:, 5:11, 5:11] < -0.99).all() and (alone[:, 2:4] == 0).all()
     assert (crop[1:, 2:14, 4:12] <= -0.9).all() and (crop[0, 2, 4:12] < 0).all()
 
 

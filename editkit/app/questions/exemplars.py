@@ -16,6 +16,7 @@ from editkit.app.questions.scenes import SceneCases, SceneJudges, SceneQuestions
 from editkit.data.box_exemplars import box_of
 from editkit.data.items import image_tensor
 from editkit.data.scenes import mask_tensor
+from editkit.data.toyworld.scenes.drawing import picture
 from editkit.data.toyworld.scenes.edits import SceneEdit
 from editkit.data.toyworld.scenes.views import Exemplar
 from editkit.data.toyworld.scenes.words import a, identity, noun
@@ -23,6 +24,7 @@ from editkit.data.toyworld.scenes.world import exemplar_at, key_of
 from editkit.metrics.harmony import HarmonyNet, load_harmony, outranked
 from editkit.metrics.images import eight_bit
 from editkit.metrics.scene_edits import Claim, Expectation, SceneReading
+from editkit.metrics.scene_oracle import THERE
 
 EDITS = {"exemplar": Named("exemplar")}
 ASKED = ("shape", "colour")  # what must be read for success; texture has a figure of its own
@@ -147,14 +149,18 @@ def replacement(pair: Exemplar) -> SceneEdit:
 
 
 def in_mask(expectation: Expectation, mask: Tensor, pair: Exemplar) -> Expectation:
-    """Return an expectation that asks for shape and colour anywhere in the mask (1, H, W), other objects left out."""
+    """Return an expectation that asks for shape and colour anywhere in the mask (1, H, W), other objects left out.
+
+    The mask is wider than the object: it stands there from half of the share on that it covers in the exact answer.
+    """
+    seen = torch.from_numpy(picture(pair.target, mask.shape[-1]).seen).float()
     number = pair.target.things.index(pair.thing)
-    others = [region for k, region in enumerate(expectation.regions) if k != number]
-    free = mask[0] * (1 - torch.stack(others).amax(0)) if others else mask[0]
+    free = mask[0] * (1 - seen.sum(0) + seen[number]).clamp(0, 1)
     regions = expectation.regions.clone()
     regions[number] = free
     asked = (Claim(number, {name: getattr(pair.thing, name) for name in ASKED}),)
-    return replace(expectation, asked=asked, regions=regions)
+    least = {number: THERE * ((seen[number] * free).sum() / free.sum()).item()}
+    return replace(expectation, asked=asked, regions=regions, least=least)
 
 
 def aspects(

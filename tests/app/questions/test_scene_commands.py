@@ -20,6 +20,8 @@ from editkit.metrics.scene_oracle import SceneOracle
 from tests.backbones import tiny_latent
 from tests.tiny import write_clip
 
+pytestmark = pytest.mark.filterwarnings("ignore:the text is longer")  # captions are more than the tiny model reads
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
@@ -51,7 +53,6 @@ def figures(out, edit, method):
     return json.loads((out / "metrics.json").read_text())["edits"][edit]["methods"][method]["variants"]["raw"]["figures"]
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # captions longer than the tiny model reads
 def test_instructions_beside_all_their_baselines(home, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("<!-- results -->\n<!-- /results -->\n<!-- results instructions -->\n<!-- /results instructions -->\n")

@@ -13,11 +13,13 @@ from editkit.app.questions.exemplars import ExemplarJudges, Exemplars
 from editkit.app.questions.instructions import Instructions
 from editkit.app.questions.scenes import SceneJudges
 from editkit.app.trial import Trial, summary
+from editkit.data.pasted import bare
 from editkit.data.toyworld.scenes.edits import KINDS
 from editkit.engine.blend import paste
 from editkit.errors import UsageError
 from editkit.methods.baselines.copy_paste import CopyPasteEditor
 from editkit.metrics.images import PSNR_CAP
+from editkit.metrics.scene_edits import judged
 from editkit.types import EditResult
 from tests.app.trials import Colours, Told
 from tests.metrics.perfect import reading
@@ -139,6 +141,14 @@ def test_another_object_in_the_mask_is_read_aspect_by_aspect(perfect):
     assert (found["success"] == 0).all() and 0 < found["texture"].mean() < 1, "texture decides nothing"
 
 
+def test_nothing_in_the_mask_is_no_success():
+    _, cases = asked("exemplars", "exemplar", 4)
+    for pair, what in zip(cases.pairs, cases.expectations, strict=True):
+        (claim,) = what.asked
+        assert 0.05 < what.least[claim.region] < 0.5
+        assert judged(what, reading(pair.target, what))[0] == 1 and judged(what, reading(bare(pair), what))[0] == 0
+
+
 def test_pixels_outside_the_mask_must_be_the_same_to_the_bit():
     questions, cases = asked("exemplars", "exemplar")
     one_off = cases.images.clone()
@@ -222,7 +232,7 @@ def test_the_cycle_is_closed_by_what_comes_back(returns, perfect):
 def test_unknown_questions_and_edits_are_named():
     with pytest.raises(UsageError, match="evaluate=face is unknown.*Did you mean 'faces'"):
         questions_named("face")
-    with pytest.raises(UsageError, match="no edit of the domains is called 'day to nigth'.*Did you mean 'day to night'"):
+    with pytest.raises(UsageError, match="no edit of the domains is called 'day-to-nigth'.*Did you mean 'day to night'"):
         Domains().find("day-to-nigth")
     assert Exemplars().usual({})[0].name == "exemplar" and Domains().find("Day_to_night").name == "day to night"
 
