@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from editkit.app.questions.base import NO_EDIT, Named
-from editkit.app.questions.figures import PIXELS, SCORE, Figure
+from editkit.app.questions.figures import CLIP_DIRECTION, PIXELS, SCORE, Figure
 from editkit.app.questions.scenes import SceneCases, SceneJudges, SceneQuestions, load_readers, posed
 from editkit.data.box_exemplars import box_of
 from editkit.data.items import image_tensor
@@ -70,8 +70,8 @@ class Exemplars(SceneQuestions):
     mark = "results exemplars"
     figures: Mapping[str, Figure] = {
         "success": Figure("success", 2, 1, "", "the oracle reads the reference's shape and colour in the mask", "success"),
-        "colour": Figure("colour", 2, 1, "", "the oracle reads the reference's colour in the mask", "colour"),
-        "shape": Figure("shape", 2, 1, "", "the oracle reads the reference's shape in the mask", "shape"),
+        "colour": Figure("colour", 2, 1, "", "the oracle reads the reference's colour in the mask"),
+        "shape": Figure("shape", 2, 1, "", "the oracle reads the reference's shape in the mask"),
         "texture": Figure("texture", 2, 1, "", "the oracle reads the reference's texture in the mask"),
         "preservation": Figure(
             "preservation", 3, 1, "", "share of the other factors and objects that the oracle reads as they were", "kept"
@@ -86,7 +86,7 @@ class Exemplars(SceneQuestions):
         ),
         "clip_reference": Figure("CLIP ref.", 2, 1, "", "cosine of the CLIP features of the mask's box and of the reference"),
         **PIXELS,
-        "clip_direction": SceneQuestions.figures["clip_direction"],
+        "clip_direction": CLIP_DIRECTION,
     }
     shown = (
         *("success", "colour", "shape", "texture", "preservation", "score", "outside"),

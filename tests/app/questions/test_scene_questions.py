@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 
@@ -89,6 +91,14 @@ def test_cases_are_the_same_for_any_count_and_have_keys_of_their_own(kind, name)
     assert few.keys == many.keys[:2] and len(set(many.keys)) == 4 and torch.equal(few.images, many.images[:2])
     outside = (many.region == 0).expand_as(many.images)
     assert torch.equal(many.images[outside], many.truth[outside])
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES[1:])
+def test_questions_and_cases_travel_between_processes(kind, name):
+    questions, cases = asked(kind, name, 2)
+    again, theirs = pickle.loads(pickle.dumps((questions, cases)))
+    assert again.name == questions.name and theirs.edit == cases.edit and theirs.edits == cases.edits
+    assert torch.equal(theirs.truth, cases.truth)
 
 
 def test_instructions_come_by_kind_with_both_captions_and_a_mask_if_needed():
