@@ -42,7 +42,7 @@ __all__ = [
 CONFIG_FILE = "config.yaml"
 # What may differ between two starts of one run: how far, how often and where, not what is trained.
 MAY_CHANGE = re.compile(
-    r"(card|run_dir|logger|cluster|engine)\b|trainer\.(steps|images|ema_device|accelerator|devices|num_nodes|num_workers|save_every_s|keep|log_every|sample_every)$"
+    r"(card|evaluate|run_dir|logger|cluster|engine)\b|trainer\.(steps|images|ema_device|accelerator|devices|num_nodes|num_workers|save_every_s|keep|log_every|sample_every)$"
 )
 
 
