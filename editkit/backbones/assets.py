@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from contextvars import ContextVar
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 
 from editkit.backbones.registry import HUB_FILES, Entry, File, original, provider
 from editkit.errors import UserError, suggestion
 
 PREFIX = "editkit:"
+# Folders by the names of published weights, for those that are in neither place of files that editkit writes.
+STAND_INS: ContextVar[Mapping[str, Path]] = ContextVar("stand_ins", default=MappingProxyType({}))  # noqa: B039
 
 
 def bundled() -> list[str]:
@@ -41,6 +46,8 @@ def resolve(path: str | Path, *, download: bool = False, revision: str | None = 
     store = Path(os.environ.get("EDITKIT_WEIGHTS") or "weights")
     if (store / name).is_dir():
         return store / name
+    if name in STAND_INS.get():
+        return STAND_INS.get()[name]
     published = original(name)
     if published is not None:
         raise UserError(_to_convert(name, *published, store))

@@ -95,6 +95,10 @@ class Method(lightning.LightningModule):
     def precompute(self, dataset: Any) -> None:
         """Compute once what does not change over training (inversions, features), from the training set, on the device."""
 
+    def sources(self, batch: Mapping[str, Any]) -> Any:
+        """Return what `precompute` keeps of a batch's images, or would keep; None where it computes nothing."""
+        return None
+
     def sample_grid(self) -> Tensor | None:
         """Return images in [-1, 1] that show the progress, (N, 3, H, W) or laid out (rows, columns, 3, H, W)."""
         return None
