@@ -111,6 +111,44 @@ class TrainOptions(RecipeOptions):
 
 
 @dataclass(kw_only=True)
+class PlanOptions(RecipeOptions):
+    """The inputs of `editkit plan`: what a training will take.
+
+    Attributes:
+        gpu: a name of `editkit.app.gpus.GPUS`; None leaves out what depends on one.
+        gpus: takes the place of `trainer.devices`.
+        price: of a GPU-hour, in any currency.
+        utilisation: share of the GPU's peak that the training reaches, above 0 and up to 1.
+
+    Raises:
+        UsageError: a number out of range.
+    """
+
+    prompt: str | None = option("What the edit should show, for methods that train one text.")
+    source_prompt: str | None = option("What the images show before the edit.")
+    gpu: str | None = option("a100-80, h100, rtx4090...: does it fit, and how long does it take?", group=COMPUTING)
+    gpus: int | None = option("GPUs that share the batch, the same as trainer.devices=N.", group=COMPUTING)
+    price: float | None = option("Of a GPU for an hour, for the cost.", group=COMPUTING)
+    utilisation: float = option("Share of the GPU's peak that is assumed to be reached.", default=0.35, group=COMPUTING)
+    json: bool = option("Print everything as JSON.", default=False, group=COMPUTING)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.utilisation <= 1:
+            raise UsageError(f"--utilisation {self.utilisation} is out of range; give a share of the peak such as 0.35")
+        if self.price is not None and self.price < 0:
+            raise UsageError(f"--price {self.price} is out of range; give what a GPU costs for an hour, such as 2.50")
+
+    def texts(self) -> dict[str, str | None]:
+        """Return the prompts by configuration key."""
+        return {"prompt": self.prompt, "source_prompt": self.source_prompt}
+
+    def recipe_overrides(self) -> list[str]:
+        """Return everything that `editkit.recipe.compose` needs to know, with the devices."""
+        return [*super().recipe_overrides(), *([] if self.gpus is None else [f"trainer.devices={self.gpus}"])]
+
+
+@dataclass(kw_only=True)
 class TaskOptions(RecipeOptions, DeviceOptions):
     """The inputs of `editkit task`: a step of a method that is not training."""
 

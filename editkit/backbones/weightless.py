@@ -96,7 +96,9 @@ def _registered(module: nn.Module, register: Any, name: str, parameter: nn.Param
 
 def _of_diffusers(cls: Any, folder: str | Path, *, torch_dtype: torch.dtype | None = None, **_: Any) -> Any:
     network = cls.from_config(cls.load_config(folder)).eval()
-    return network if torch_dtype is None else network.to(torch_dtype)
+    return nn.Module.to(
+        network, torch_dtype
+    )  # diffusers' own `to` warns of layers to be kept in float32, of which there are none
 
 
 def _of_transformers(

@@ -132,7 +132,7 @@ def batch(method: Method, plan: Plan) -> Batch:
         gc.collect()
         with Live() as live:
             for update in method.updates(given):
-                (update.total() / plan.accumulate).backward()
+                torch.autograd.backward(update.total() / plan.accumulate)  # Tensor.backward would leave the mode
                 if plan.accumulate == 1:
                     for weight in weights:
                         weight.grad = None
@@ -151,9 +151,7 @@ def _flops(compute: Callable[[], Any]) -> int:
     return live.flops
 
 
-def memory(
-    found: Mapping[str, Part], counted: Batch | None, state: Optimizer, plan: Plan, trained: int
-) -> dict[str, int]:
+def memory(found: Mapping[str, Part], counted: Batch | None, state: Optimizer, plan: Plan, trained: int) -> dict[str, int]:
     """Return the bytes of one device by what they are for; without a `Batch` what can be told.
 
     Args:

@@ -11,19 +11,17 @@ from __future__ import annotations
 
 import argparse
 import gc
-import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from editkit import recipe
 from editkit.app.markdown import insert
 from editkit.networks.lora import Lora, add_lora, lora_parameters
+from editkit.training.live import Live
 
 GIB = 2**30
 TEXT_ENCODER, AUTOENCODER = 123_060_480, 83_653_863  # parameters of Stable Diffusion 1.5's
@@ -34,32 +32,6 @@ ROWS: Mapping[str, Sequence[str]] = {
     "all of the UNet, 8-bit AdamW": [EIGHT_BIT, "~method.optimizer.fused"],
     "low-rank layers, AdamW": ["method.lora={rank: 16}"],
 }
-
-
-class Live(TorchDispatchMode):
-    """Counts the bytes of the storages that are alive, and their peak."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.sizes: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor):
-                self._count(tensor.untyped_storage())
-        return made
-
-    def _count(self, storage) -> None:
-        if storage._cdata not in self.sizes:
-            self.sizes[storage._cdata] = storage.nbytes()
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._free, storage._cdata)
-
-    def _free(self, storage: int) -> None:
-        self.now -= self.sizes.pop(storage)
 
 
 def parts(overrides: Sequence[str] = ()) -> dict[str, float]:
