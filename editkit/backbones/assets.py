@@ -14,7 +14,7 @@ from editkit.errors import UserError, suggestion
 
 PREFIX = "editkit:"
 # Folders by the names of published weights, for those that are in neither place of files that editkit writes.
-STAND_INS: ContextVar[Mapping[str, Path]] = ContextVar("stand_ins", default=MappingProxyType({}))  # noqa: B039
+STAND_INS: ContextVar[Mapping[str, Path]] = ContextVar("stand_ins", default=MappingProxyType({}))
 
 
 def bundled() -> list[str]:

@@ -20,7 +20,7 @@ HALF = {
 FULL = {
     F.layer_norm, F.group_norm, F.softmax, torch.softmax, Tensor.softmax, F.log_softmax, F.cross_entropy, F.mse_loss, F.l1_loss,
     F.normalize, F.cosine_similarity, torch.exp, Tensor.exp, torch.log, Tensor.log, torch.pow, Tensor.pow, Tensor.__pow__,
-    torch.rsqrt, Tensor.rsqrt, torch.sum, Tensor.sum, torch.cumsum, Tensor.cumsum, torch.norm, Tensor.norm, torch.prod, F.softplus,
+    torch.rsqrt, Tensor.rsqrt, torch.sum, Tensor.sum, torch.cumsum, Tensor.cumsum, torch.norm, Tensor.norm, torch.prod,
 }  # fmt: skip
 WIDEST = 256  # channels of a head in the kernel for half precision
 

@@ -106,8 +106,9 @@ def optimizer(factory: Callable[..., torch.optim.Optimizer], parameters: Iterabl
 
 
 def batch_of(method: Method, size: int) -> dict[str, Any]:
-    """Return a method's dummy batch with `size` items."""
-    return {name: _repeated(value, size) for name, value in method.dummy_batch().items()}
+    """Return a method's dummy batch with `size` items, on its device."""
+    dummy = method.transfer_batch_to_device(method.dummy_batch(), method.device, 0)
+    return {name: _repeated(value, size) for name, value in dummy.items()}
 
 
 def _repeated(value: Any, size: int) -> Any:
