@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -216,6 +217,11 @@ class Asyrp(Method):
         if tables is not None and tables.backbone not in ("", self.backbone.digest()):
             raise UserError(
                 f"method.tables={self.tables} was measured on another backbone: run `editkit task asyrp calibrate` again"
+            )
+        if self.t_edit is None and math.isnan(self.text_cosine):
+            raise UsageError(
+                "method.t_edit follows from how near the two texts are, which only the CLIP's weights tell: give it as a time, "
+                "such as method.t_edit=513"
             )
         t_edit = tables.t_edit(self.text_cosine, self.edit_threshold) if self.t_edit is None else self.t_edit
         t_boost = tables.t_boost(self.boost_threshold) if self.t_boost is None else self.t_boost
