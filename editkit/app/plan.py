@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from editkit import recipe
@@ -34,6 +34,8 @@ class Training:
         batch: what a batch takes of a device; None if it cannot be told, and then `unknown` says why.
         checkpoint: bytes of one checkpoint.
         export: bytes of what is exported; None if it cannot be told.
+        cache: bytes of what is kept of an item of the data, and how many items there are, None if that cannot be told; None where
+            nothing is kept.
     """
 
     plan: Plan
@@ -43,6 +45,7 @@ class Training:
     unknown: str
     checkpoint: int
     export: int | None
+    cache: tuple[int, int | None] | None = None
 
     @property
     def total(self) -> int:
@@ -111,7 +114,7 @@ def planned(overrides: Sequence[str], options: PlanOptions) -> Training:
         cfg.method.optimizer._target_ = PLAIN  # only counted, so that it need not be installed
     with weightless(), ReadAsUnknown():
         method = ready(cfg)
-        return counted(method, trainer, eight_bit)
+        return replace(counted(method, trainer, eight_bit), cache=_cache(cfg, estimate.batch_of(method, 1)))
 
 
 def ready(cfg: Any) -> Method:
@@ -154,6 +157,19 @@ def _export(method: Method) -> int | None:
     return own or None
 
 
+def _cache(cfg: Any, item: Mapping[str, Any]) -> tuple[int, int | None] | None:
+    """Return what `editkit.data.encoded` keeps of an item, in half precision, and how many there are."""
+    if "cache_dir" not in (cfg.get("data") or {}):
+        return None
+    each = sum(value.numel() * 2 for name, value in item.items() if name.endswith("_posterior"))
+    try:
+        data = recipe.build(cfg, "data")
+        inner = data.inner.dataset("train")
+        return each + sum(inner[0][name].numel() * 2 for name in data.kept), len(inner)
+    except UserError:  # the data are not here
+        return each, None
+
+
 def _total(overrides: Sequence[str], more: Sequence[str], options: PlanOptions) -> int | None:
     """Return the bytes with further overrides, None if there is no such training."""
     changed = {text.partition("=")[0] for text in more}
@@ -184,7 +200,12 @@ def _plain(training: Training, gpu: Gpu | None, options: PlanOptions, found: Seq
         "trainer": asdict(training.plan),
         "batches": training.batches,
         "flops": training.flops,
-        "disk": {"checkpoint": training.checkpoint, "export": training.export},
+        "disk": {
+            "checkpoint": training.checkpoint,
+            "keep": training.plan.keep,
+            "export": training.export,
+            "cache": training.cache,
+        },
         "gpu": asdict(gpu) | {"fits": training.total <= gpu.memory} if gpu else None,
         "utilisation": options.utilisation,
         "hours": hours,

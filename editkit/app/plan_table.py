@@ -48,6 +48,14 @@ def count(number: float) -> str:
     return f"{number:.0f} "
 
 
+def duration(hours: float) -> str:
+    """Return hours in a unit that suits them."""
+    for unit, name in ((1.0, "hours"), (1 / 60, "minutes")):
+        if hours >= unit:
+            return f"{hours / unit:,.1f} {name}" if hours < 10 * unit else f"{hours / unit:,.0f} {name}"
+    return f"{hours * 3600:,.0f} seconds" if hours > 1 / 3600 else "under a second"
+
+
 def _parts(training: Training) -> Table:
     table = Table("part", box=SIMPLE_HEAD, show_edge=False)
     for heading in ("parameters", "trained"):
@@ -96,12 +104,17 @@ def _time(training: Training, gpu: Gpu, options: PlanOptions) -> str:
     if hours is None:
         return "time: cannot be told"
     whole = hours * training.plan.world
-    text = f"time: {hours:,.2g} hours" if hours < 10 else f"time: {hours:,.0f} hours"
-    text += f" on {training.plan.world} {gpu.name} at {options.utilisation:.0%} of the peak (assumed), {whole:,.3g} GPU-hours"
+    text = f"time: {duration(hours)} on {training.plan.world} {gpu.name} at {options.utilisation:.0%} of the peak (assumed)"
+    text += f", {whole:,.1f} GPU-hours" if whole >= 1 else ""
     return text if options.price is None else f"{text}, cost {whole * options.price:,.2f}"
 
 
 def _disk(training: Training) -> str:
     plan = training.plan
     text = f"disk: {plan.keep} checkpoints of {gib(training.checkpoint)}"
-    return text if training.export is None else f"{text}, export {gib(training.export)}"
+    if training.export is not None:
+        text += f", export {gib(training.export)}"
+    if training.cache is None:
+        return text
+    each, items = training.cache
+    return f"{text}, {gib(each * items)} of encoded data" if items else f"{text}, {each / 1000:.0f} kB an item of encoded data"

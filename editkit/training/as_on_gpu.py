@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
@@ -87,6 +88,11 @@ class AsOnGpu(TorchFunctionMode):
             yield
         finally:
             self.active = before
+
+
+def differentiate(total: Tensor) -> None:
+    """Run the backward pass of a scalar inside the mode, which Tensor.backward would leave: checkpointed blocks run again there."""
+    _engine_run_backward((total,), (torch.ones_like(total),), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
 
 def attention(

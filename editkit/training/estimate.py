@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from editkit.backbones.base import Backbone
-from editkit.training.as_on_gpu import AsOnGpu
+from editkit.training.as_on_gpu import AsOnGpu, differentiate
 from editkit.training.live import Live, ReadAsUnknown
 from editkit.training.method import Method
 from editkit.training.plan import Plan
@@ -133,7 +133,7 @@ def batch(method: Method, plan: Plan) -> Batch:
         gc.collect()
         with Live() as live:
             for update in method.updates(given):
-                torch.autograd.backward(update.total() / plan.accumulate)  # Tensor.backward would leave the mode
+                differentiate(update.total() / plan.accumulate)
                 if plan.accumulate == 1:
                     for weight in weights:
                         weight.grad = None
