@@ -91,7 +91,7 @@ class AsOnGpu(TorchFunctionMode):
 
 
 def differentiate(total: Tensor) -> None:
-    """Run the backward pass of a scalar inside the mode, which Tensor.backward would leave: checkpointed blocks run again there."""
+    """Run the backward pass of a scalar inside the mode, which Tensor.backward would leave and blocks run again would miss."""
     _engine_run_backward((total,), (torch.ones_like(total),), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
 
