@@ -13,7 +13,7 @@ from torch.utils.flop_counter import flop_registry
 
 
 class Live(TorchDispatchMode):
-    """Counts the storages that are made while it is open, and the operations of products and convolutions.
+    """Counts the storages that are made while it is open, not those that were there before, and the operations of products and convolutions.
 
     Attributes:
         now, peak: bytes of the storages that are alive, and the most that ever were.
@@ -31,9 +31,10 @@ class Live(TorchDispatchMode):
         made = func(*args, **kwargs)
         if func._overloadpacket in flop_registry:
             self.flops += flop_registry[func._overloadpacket](*args, **kwargs, out_val=made)
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor):
-                self._count(tensor.untyped_storage())
+        given = {storage._cdata for storage in _storages((args, kwargs))}
+        for storage in _storages(made):
+            if storage._cdata not in given:  # else it is a view, or changed in place, of what may have been there before
+                self._count(storage)
         return made
 
     def _count(self, storage: torch.UntypedStorage) -> None:
@@ -45,6 +46,10 @@ class Live(TorchDispatchMode):
 
     def _free(self, storage: int) -> None:
         self.now -= self.sizes.pop(storage)
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
 class NotThere(Exception):

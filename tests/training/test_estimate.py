@@ -44,6 +44,21 @@ def ready(device: str) -> Method:
     return method.train().to(device)
 
 
+def test_only_what_is_new_counts():
+    old = torch.zeros(1000)
+    with Live() as live:
+        old.view(10, 100).t()
+        old.add_(1)
+        assert live.peak == 0
+        new = old + 1
+        seen = new[10:]
+        assert live.now == live.peak == 4000
+        del new
+        assert live.now == 4000
+        del seen
+        assert live.now == 0 and live.peak == 4000
+
+
 @pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize("size", [1, 2, 6])
 def test_what_is_counted_on_no_device_is_what_a_training_on_the_processor_holds_and_computes(accumulate, size):
