@@ -13,7 +13,9 @@ from torch.utils.flop_counter import flop_registry
 
 
 class Live(TorchDispatchMode):
-    """Counts the storages that are made while it is open, not those that were there before, and the operations of products and convolutions.
+    """Counts the storages that are made while it is open, none that was there before, and the operations of products.
+
+    Convolutions are products.
 
     Attributes:
         now, peak: bytes of the storages that are alive, and the most that ever were.
