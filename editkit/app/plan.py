@@ -119,10 +119,14 @@ def planned(overrides: Sequence[str], options: PlanOptions) -> Training:
 
 def ready(cfg: Any) -> Method:
     """Return the method of a recipe, ready for training, on the meta device and for images of the data's size."""
+    name = cfg.get("recipe") or "this method"
     method: Method = recipe.build(cfg, "method")
     if not method.trainable():
-        raise UsageError(f"{cfg.get('recipe') or 'this method'} has nothing to train: nothing to plan")
-    method.prepare_training()
+        raise UsageError(f"{name} has nothing to train: nothing to plan")
+    try:
+        method.prepare_training()
+    except NotThere as error:
+        raise UserError(f"{name} cannot be planned: {error}") from error
     method.freeze_rest()
     method.train()
     method.to("meta")
