@@ -163,7 +163,7 @@ def _export(method: Method) -> int | None:
 
 def _cache(cfg: Any, item: Mapping[str, Any]) -> tuple[int, int | None] | None:
     """Return what `editkit.data.encoded` keeps of an item, in half precision, and how many there are."""
-    if "cache_dir" not in (cfg.get("data") or {}):
+    if "encoder" not in (cfg.get("data") or {}):
         return None
     each = sum(value.numel() * 2 for name, value in item.items() if name.endswith("_posterior"))
     try:

@@ -93,7 +93,7 @@ def test_a_mistake_is_one_line(typed, line, capsys):
 def test_a_recipe_that_weights_decide_on_tells_what_it_can(capsys):
     assert run(["plan", "recipe=paper/asyrp", "--gpu", "a100-80"]) == UsageError.exit_code
     assert "method.t_edit=" in capsys.readouterr().err
-    found = of("recipe=paper/asyrp", "method.t_edit=513", "method.t_boost=167", "method.text_cosine=0.9")
+    found = of("recipe=paper/asyrp", "method.t_edit=513")
     assert found.batch is not None and found.batch.updates in (19, 20) and found.parts["delta"].trained
 
 
