@@ -11,6 +11,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from editkit.app import slurm
+from editkit.errors import UserError
+
 NEEDED = (
     "torch",
     "diffusers",
@@ -30,7 +33,8 @@ ASSETS = Path(__file__).parent.parent / "assets"
 def examine(say: Callable[[str], object]) -> int:
     """Tell what there is, line by line; return 0 if all that editkit needs works, else 1."""
     problems: list[str] = []
-    for title, part in (("software", software), ("hardware", hardware), ("disk", disk), ("bundled weights", weights)):
+    parts = (("software", software), ("hardware", hardware), ("SLURM", cluster), ("disk", disk), ("bundled weights", weights))
+    for title, part in parts:
         say(f"{title}:")
         for line, problem in part():
             say(f"  {'!' if problem else ' '} {line}")
@@ -71,6 +75,16 @@ def hardware() -> Iterator[tuple[str, str]]:
         yield "mps: Apple GPU", ""
     elif not torch.cuda.is_available():
         yield "no GPU: the toy recipes run on the processor, the paper recipes need one", ""
+
+
+def cluster() -> Iterator[tuple[str, str]]:
+    """Yield SLURM's partitions. Its absence is no problem, its silence is."""
+    try:
+        lines = slurm.partitions()
+    except UserError as error:
+        yield "does not answer", str(error)
+        return
+    yield from ((line, "") for line in (["not here: editkit submit needs it"] if lines is None else lines))
 
 
 def disk() -> Iterator[tuple[str, str]]:

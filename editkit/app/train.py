@@ -7,13 +7,15 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 import yaml
 
 from editkit import recipe
+from editkit.app import slurm
 from editkit.app.options import TrainOptions
+from editkit.app.progress import remark
 from editkit.app.show import resolved
 from editkit.errors import UserError
 from editkit.training.fit import Outcome, fit
@@ -28,6 +30,12 @@ if TYPE_CHECKING:
 
 class Stopped(UserError):
     """A signal ended the run early; everything is saved."""
+
+
+class Requeued(Stopped):
+    """The same, in a SLURM job that starts again and continues; no failure."""
+
+    exit_code = 0
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,7 @@ def run(cfg: DictConfig) -> Trained:
     """Train the configuration in its run directory and export; a finished run is only exported again.
 
     Raises:
-        Stopped: after a signal, with everything saved.
+        Stopped: after a signal, with everything saved; Requeued if the job around it starts again.
     """
     plain = recipe.frozen(cfg)
     place = RunDir(Path(plain["run_dir"]))
@@ -99,10 +107,26 @@ def run(cfg: DictConfig) -> Trained:
     title = str(plain.get("recipe") or "train")
     outcome = fit(method, dataset, plan, place, seed=seed, config=yaml.safe_dump(plain), title=title, loggers=loggers)
     if outcome.stopped_by:
-        raise Stopped(
-            f"stopped by {outcome.stopped_by} at step {outcome.steps}, saved in {place.path}; the same command continues"
-        )
+        stop(f"stopped by {outcome.stopped_by} at step {outcome.steps}, saved in {place.path}", outcome.stopped_by)
     return Trained(place, method, outcome, export(method, place) if is_first_process() else [])
+
+
+def stop(what: str, signal: str) -> NoReturn:
+    """Raise Stopped, or Requeued once the first process has put the job around it back into SLURM's queue."""
+    left = slurm.requeues_left()
+    if not left or signal == "SIGINT":
+        used = ", and its job has been queued again as often as cluster.requeues allows" if slurm.in_job() else ""
+        raise Stopped(f"{what}; the same command continues{used}")
+    if not is_first_process():
+        raise Requeued("")
+    if slurm.ending():
+        raise Requeued(f"{what}; SLURM has decided on the job already")
+    remark(f"editkit: {what}; queued again, {left - 1} more times at most")  # first, for the request ends this process
+    try:
+        slurm.requeue()
+    except UserError as error:
+        raise Stopped(f"{what}; {error}; the same command continues") from error
+    raise Requeued("")
 
 
 def export(method: Method, place: RunDir) -> list[Path]:

@@ -10,7 +10,24 @@ import sys
 
 import typer
 
-from editkit.cli import compare, convert, cp, data, doctor, edit, evaluate, invert, methods, sample, show, task, train, weights
+from editkit.cli import (
+    compare,
+    convert,
+    cp,
+    data,
+    doctor,
+    edit,
+    evaluate,
+    invert,
+    jobs,
+    methods,
+    sample,
+    show,
+    submit,
+    task,
+    train,
+    weights,
+)
 from editkit.errors import UsageError, UserError
 
 INTERRUPTED = 130  # what typer makes of Ctrl-C
@@ -22,8 +39,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (train, edit, invert, sample, evaluate, compare, methods, show, cp, task, convert, doctor):
+for verb in (train, edit, invert, sample, evaluate, compare, methods, show, cp, task, convert, jobs, doctor):
     verb.register(app)
+app.add_typer(submit.app, name="submit")
 app.add_typer(data.app, name="data")
 app.add_typer(weights.app, name="weights")
 
