@@ -16,9 +16,7 @@ REQUEUES = "EDITKIT_REQUEUES"  # set by a job's file: how often the job may be q
 def check_installed() -> None:
     """Raise UserError where jobs cannot be submitted."""
     if shutil.which("sbatch") is None:
-        raise UserError(
-            "there is no sbatch on this machine: repeat the command where SLURM is; --dry-run shows the job file here"
-        )
+        raise UserError("there is no sbatch on this machine; repeat this where SLURM is, or see the job file with --dry-run")
 
 
 def submit(file: Path) -> str:

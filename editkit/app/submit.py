@@ -49,7 +49,7 @@ def submit(job: Job) -> int:
     """Freeze the configurations, write the file, give it to SLURM, say what to type next and return 0.
 
     Raises:
-        UserError: no SLURM here, a run that is queued or running already, a folder that holds something else, or what sbatch says.
+        UserError: no SLURM here, a run that is queued or running already, a folder of another run, or what sbatch says.
     """
     slurm.check_installed()
     for run in job.runs:
@@ -94,17 +94,20 @@ def edit_job(options: SubmitEdit) -> Job:
     Raises:
         UserError: anything that would stop the editing before a model is loaded.
     """
-    invariant = replace(options, overrides=["engine.batch_invariant=true", *options.overrides])
-    cfg = compose_for(_on_cluster(invariant), "submit edit")
+    if options.source:
+        cfg = recipe.thaw(options.source)
+    else:
+        invariant = replace(options, overrides=["engine.batch_invariant=true", *options.overrides])
+        cfg = compose_for(_on_cluster(invariant), "submit edit")
     recipe.validate(cfg)
-    name = str(options.method)
+    name = str(options.method or cfg.recipe)
     planned = checked_plan(options, cfg, name)
     if planned.folder is None:
         raise UsageError("submit edit shares a folder of pictures: --image must be one; edit a single picture with editkit edit")
     plain, folder = recipe.frozen(cfg), planned.folder
     pictures = len(planned.jobs) + len(planned.broken)
     words = ["edit", f"--from={folder}", *typed(options), f"--output={folder}"]
-    cluster, accelerator = Cluster.of(plain["cluster"]), plain["trainer"]["accelerator"]
+    cluster, accelerator = Cluster.of(plain["cluster"] or {}), plain["trainer"]["accelerator"]
     shards = min(options.shards, pictures)
     text = editing(cluster, words, shards, accelerator=accelerator, name=f"edit-{name}", folder=folder, home=Path.cwd())
     return Job(folder, text, {folder: cfg}, pictures)

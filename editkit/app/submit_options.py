@@ -28,7 +28,7 @@ class SubmitEdit(EditOptions):
         shards: elements of the job array, at least 1.
 
     Raises:
-        UsageError: no shards.
+        UsageError: no shards, or one of them named.
     """
 
     shards: int = option("Jobs that share the folder.", default=1, group=COMPUTING)
@@ -38,3 +38,5 @@ class SubmitEdit(EditOptions):
         super().__post_init__()
         if self.shards < 1:
             raise UsageError(f"--shards {self.shards}: at least 1 job edits")
+        if self.shard is not None:
+            raise UsageError(f"--shard {self.shard} is for editkit edit; say with --shards how many jobs share the folder")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -95,6 +99,11 @@ def run(cfg: DictConfig) -> Trained:
     Raises:
         Stopped: after a signal, with everything saved; Requeued if the job around it starts again.
     """
+    with _requeued_outside_training():
+        return _run(cfg)
+
+
+def _run(cfg: DictConfig) -> Trained:
     plain = recipe.frozen(cfg)
     place = RunDir(Path(plain["run_dir"]))
     plan = Plan(**plain["trainer"])
@@ -111,10 +120,10 @@ def run(cfg: DictConfig) -> Trained:
     return Trained(place, method, outcome, export(method, place) if is_first_process() else [])
 
 
-def stop(what: str, signal: str) -> NoReturn:
+def stop(what: str, caught: str) -> NoReturn:
     """Raise Stopped, or Requeued once the first process has put the job around it back into SLURM's queue."""
     left = slurm.requeues_left()
-    if not left or signal == "SIGINT":
+    if not left or caught == "SIGINT":
         used = ", and its job has been queued again as often as cluster.requeues allows" if slurm.in_job() else ""
         raise Stopped(f"{what}; the same command continues{used}")
     if not is_first_process():
@@ -127,6 +136,26 @@ def stop(what: str, signal: str) -> NoReturn:
     except UserError as error:
         raise Stopped(f"{what}; {error}; the same command continues") from error
     raise Requeued("")
+
+
+@contextlib.contextmanager
+def _requeued_outside_training() -> Iterator[None]:
+    """In a SLURM job that is queued again, let its signals do so at once while models are built or exported too.
+
+    Training itself catches them and saves first.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        stop(f"stopped by {name} outside training, nothing is lost", name)
+
+    ours = slurm.in_job() and threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGUSR2) if ours}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def export(method: Method, place: RunDir) -> list[Path]:
