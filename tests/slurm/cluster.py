@@ -141,9 +141,8 @@ class Cluster:
                 daemon.kill()
 
     def _answer(self) -> list[str]:
-        done = subprocess.run(
-            ("sinfo", "-h", "-N", "-p", "normal", "-o", "%T"), env={**os.environ, **self.environment}, capture_output=True, text=True
-        )
+        command = ("sinfo", "-h", "-N", "-p", "normal", "-o", "%T")
+        done = subprocess.run(command, env={**os.environ, **self.environment}, capture_output=True, text=True, check=False)
         return done.stdout.split()
 
     def _spawn(self, name: str, *command: str) -> None:
