@@ -71,19 +71,18 @@ def in_job() -> bool:
 
 def ending() -> bool:
     """Say whether SLURM is about to end this process's job anyway: someone cancelled it, or SLURM queues it again itself."""
-    return _call("squeue", "-h", "-j", os.environ["SLURM_JOB_ID"], "-o", "%T").stdout.strip() not in ("RUNNING", "SIGNALING")
+    done = _call("squeue", "-h", "-j", os.environ["SLURM_JOB_ID"], "-o", "%T")
+    return done.returncode == 0 and done.stdout.strip() not in ("RUNNING", "SIGNALING")
 
 
-def requeue() -> None:
-    """Put the job around this process back into the queue, which ends the process.
-
-    Raises:
-        UserError: scontrol refuses.
-    """
+def requeue() -> str:
+    """Put the job around this process back into the queue, which ends the process; return why that was refused, or nothing."""
     done = _call("scontrol", "requeue", os.environ["SLURM_JOB_ID"])
-    if done.returncode:
-        raise UserError(f"scontrol requeue: {' '.join(done.stderr.split())}")
+    return f"scontrol requeue: {' '.join(done.stderr.split())}" if done.returncode else ""
 
 
 def _call(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return subprocess.CompletedProcess(command, 127, "", f"there is no {command[0]} here")

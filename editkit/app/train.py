@@ -131,10 +131,9 @@ def stop(what: str, caught: str) -> NoReturn:
     if slurm.ending():
         raise Requeued(f"{what}; SLURM has decided on the job already")
     remark(f"editkit: {what}; queued again, {left - 1} more times at most")  # first, for the request ends this process
-    try:
-        slurm.requeue()
-    except UserError as error:
-        raise Stopped(f"{what}; {error}; the same command continues") from error
+    refusal = slurm.requeue()
+    if refusal:
+        raise Stopped(f"{what}; {refusal}; the same command continues")
     raise Requeued("")
 
 
@@ -146,6 +145,8 @@ def _requeued_outside_training() -> Iterator[None]:
     """
 
     def leave(number: int, frame: FrameType | None) -> None:
+        if slurm.ending():  # the signal is what follows from a request to queue the job again
+            raise Requeued("")
         name = signal.Signals(number).name
         stop(f"stopped by {name} outside training, nothing is lost", name)
 

@@ -9,7 +9,6 @@ import pytest
 
 from editkit.app import slurm
 from editkit.app import train as app
-from editkit.errors import UserError
 
 
 @pytest.fixture
@@ -19,7 +18,7 @@ def job(monkeypatch):
     for name, value in {"SLURM_JOB_ID": "42", "SLURM_PROCID": "0", slurm.REQUEUES: "3"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(slurm, "ending", lambda: False)
-    monkeypatch.setattr(slurm, "requeue", lambda: asked.append("requeue"))
+    monkeypatch.setattr(slurm, "requeue", lambda: asked.append("requeue") or "")
     return asked
 
 
@@ -66,10 +65,7 @@ def test_outside_a_job_nothing_is_asked(job, monkeypatch):
 
 
 def test_a_refusal_is_heard(job, monkeypatch):
-    def refuse() -> None:
-        raise UserError("scontrol requeue: Requested operation is presently disabled")
-
-    monkeypatch.setattr(slurm, "requeue", refuse)
+    monkeypatch.setattr(slurm, "requeue", lambda: "scontrol requeue: Requested operation is presently disabled")
     with pytest.raises(app.Stopped, match="presently disabled; the same command continues") as stopped:
         app.stop("stopped", "SIGUSR2")
     assert stopped.value.exit_code == 1
@@ -85,7 +81,8 @@ def test_a_signal_while_models_are_built_queues_the_job_again(job, monkeypatch):
 
 def test_the_state_of_the_job_says_whether_it_is_ending(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "42")
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not slurm.ending() and slurm.requeue() == "scontrol requeue: there is no scontrol here"
     for state, ending in (("RUNNING", False), ("COMPLETING", True), ("PENDING", True), ("", True)):
         (tmp_path / "squeue").write_text(f"#!/bin/sh\necho {state}\n")
         (tmp_path / "squeue").chmod(0o755)
