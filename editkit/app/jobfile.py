@@ -138,7 +138,7 @@ def _file(cluster: Cluster, need: Mapping[str, Any], body: Iterable[str], *, nam
     directives = [f"--{key}={shlex.quote(str(value))}" for key, value in asked.items() if value is not None]
     lines = [
         "#!/bin/bash",
-        f"# Written by editkit submit. `sbatch {folder / 'job.sbatch'}` submits it again: what is done is not done twice.",
+        f"# Written by editkit submit. `sbatch {shlex.quote(str(folder / 'job.sbatch'))}` submits it again: what is done is not done twice.",
         *(f"#SBATCH {text}" for text in [*directives, "--requeue", *cluster.extra]),
         "",
         'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"  # srun does not ask sbatch itself',

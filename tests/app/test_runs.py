@@ -16,7 +16,7 @@ from editkit.training.rundir import RunDir
 def slurm(monkeypatch):
     """SLURM's states of jobs, to be filled in."""
     states: dict[str, str] = {}
-    monkeypatch.setattr(app.slurm, "states", lambda jobs: {key: value for key, value in states.items() if list(jobs)})
+    monkeypatch.setattr(app.slurm, "states", lambda jobs: states if list(jobs) else {})
     return states
 
 

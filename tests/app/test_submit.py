@@ -75,7 +75,7 @@ def train(*words: str) -> int:
 
 def test_a_dry_run_prints_the_file_and_leaves_nothing_behind(home, capsys):
     before = sorted(home.rglob("*"))
-    extra = ["cluster.partition=short", "cluster.time=2-12", "cluster.extra=[--exclude=n7]", "-o", "my run", "--dry-run"]
+    extra = ["cluster.partition=short", "cluster.time=2-12", "cluster.extra=['--exclude=n7']", "-o", "my run", "--dry-run"]
     assert train(*extra) == 0
     assert capsys.readouterr().out.replace(str(home), "HOME").replace(sys.executable, "PYTHON") == GOLDEN
     assert sorted(home.rglob("*")) == before

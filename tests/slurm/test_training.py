@@ -17,7 +17,7 @@ from tests.outcome import result
 from tests.slurm.cluster import Cluster, until
 from tests.tiny import shrink
 
-LENGTH = {"trainer.images": "48", "trainer.save_every_s": "0", "trainer.ema": "0.9", "cluster": "local2"}
+LENGTH = {"trainer.images": "24", "trainer.save_every_s": "0", "trainer.ema": "0.9", "cluster": "local2"}
 QUICK = "asyrp"
 
 
@@ -63,11 +63,11 @@ def whole(slurm: Cluster, assets: Path, tmp_path_factory: pytest.TempPathFactory
 
 def test_two_nodes_train_together(cluster, whole, capsys: CaptureFixture[str]):
     snapshot = checkpoint.load(checkpoint.newest(whole.checkpoints))
-    assert snapshot.state["stepper"]["images"] == 48 and len(snapshot.state["processes"]) == 2
+    assert snapshot.state["stepper"]["images"] == 24 and len(snapshot.state["processes"]) == 2
     assert said(whole).count("wrote ") == len(list(whole.export.rglob("*.safetensors"))) > 0, "the first process alone exports"
     assert cli.run(["jobs", str(whole.path), "--json"]) == 0
     (listed,) = json.loads(capsys.readouterr().out)
-    assert (listed["state"], listed["done"], listed["total"]) == ("finished", 48, 48)
+    assert (listed["state"], listed["done"], listed["total"]) == ("finished", 24, 24)
     assert listed["job"] == read_record(whole.path)["id"]
 
 
