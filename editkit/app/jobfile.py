@@ -123,6 +123,7 @@ def editing(cluster: Cluster, typed: Sequence[str], shards: int, *, accelerator:
 
 def _file(cluster: Cluster, need: Mapping[str, Any], body: Iterable[str], *, name: str, folder: Path, home: Path) -> str:
     log = str(home / folder / "log").replace("%", "%%") + ("/%A_%a.out" if need.get("array") else "/%j.out")
+    again = shlex.quote(str(folder / "job.sbatch"))
     asked = {
         "job-name": re.sub(r"[^\w.-]+", "-", name),
         "partition": cluster.partition,
@@ -138,7 +139,7 @@ def _file(cluster: Cluster, need: Mapping[str, Any], body: Iterable[str], *, nam
     directives = [f"--{key}={shlex.quote(str(value))}" for key, value in asked.items() if value is not None]
     lines = [
         "#!/bin/bash",
-        f"# Written by editkit submit. `sbatch {shlex.quote(str(folder / 'job.sbatch'))}` submits it again: what is done is not done twice.",
+        f"# Written by editkit submit. `sbatch {again}` submits it again: what is done is not done twice.",
         *(f"#SBATCH {text}" for text in [*directives, "--requeue", *cluster.extra]),
         "",
         'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"  # srun does not ask sbatch itself',
