@@ -21,11 +21,12 @@ PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 MARK = "EDITKIT_TEST_NODE"  # in the environment of a node's daemon and of all that it starts
 PATIENCE = 600.0
 
-# cred_expire: a job that is queued again waits as long. Jobs of the partition `urgent` preempt those of `normal`.
+# FirstJobId: Lightning makes a port of a job's number, and other clusters may be on this machine. cred_expire: a job that is queued again waits as long. Jobs of the partition `urgent` preempt those of `normal`.
 CONFIGURATION = """\
 ClusterName=tiny
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
+FirstJobId={first}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
@@ -93,7 +94,7 @@ class Cluster:
     def wait(self, job: str) -> str:
         """Wait until a job is over and return its state."""
         over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
-        until(lambda: self.call("squeue", "-h", "-j", job) == "" and self.state(job) in over, f"job {job} is {self.state(job)}")
+        until(lambda: self.call("squeue", "-h", "-j", job) == "" and self.state(job) in over, f"job {job} does not end")
         return self.state(job)
 
     def start(self, node: str) -> None:
@@ -115,7 +116,9 @@ class Cluster:
         (folder / "munge.key").write_bytes(secrets.token_bytes(128))
         (folder / "munge.key").chmod(0o600)
         (folder / "state").mkdir()
-        (folder / "slurm.conf").write_text(CONFIGURATION.format(host=host, folder=folder, ports=_free_ports(3)))
+        (folder / "slurm.conf").write_text(
+            CONFIGURATION.format(host=host, folder=folder, ports=_free_ports(3), first=1000 + secrets.randbelow(8000))
+        )
         own = {"socket": "munge.socket", "key-file": "munge.key", "log-file": "munge.log", "pid-file": "munge.pid"}
         own |= {"seed-file": "munge.seed"}
         self._spawn("munged", "munged", "-F", *(f"--{name}={folder / file}" for name, file in own.items()))
