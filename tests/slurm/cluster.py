@@ -21,7 +21,8 @@ PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 MARK = "EDITKIT_TEST_NODE"  # in the environment of a node's daemon and of all that it starts
 PATIENCE = 600.0
 
-# FirstJobId: Lightning makes a port of a job's number, and other clusters may be on this machine. cred_expire: a job that is queued again waits as long. Jobs of the partition `urgent` preempt those of `normal`.
+# FirstJobId: Lightning makes a port of a job's number, and there may be other clusters on this machine. cred_expire: a job that
+# is queued again waits as long. Jobs of the partition `urgent` preempt those of `normal`.
 CONFIGURATION = """\
 ClusterName=tiny
 SlurmctldHost={host}(127.0.0.1)
@@ -116,9 +117,8 @@ class Cluster:
         (folder / "munge.key").write_bytes(secrets.token_bytes(128))
         (folder / "munge.key").chmod(0o600)
         (folder / "state").mkdir()
-        (folder / "slurm.conf").write_text(
-            CONFIGURATION.format(host=host, folder=folder, ports=_free_ports(3), first=1000 + secrets.randbelow(8000))
-        )
+        ports, first = _free_ports(3), 1000 + secrets.randbelow(8000)
+        (folder / "slurm.conf").write_text(CONFIGURATION.format(host=host, folder=folder, ports=ports, first=first))
         own = {"socket": "munge.socket", "key-file": "munge.key", "log-file": "munge.log", "pid-file": "munge.pid"}
         own |= {"seed-file": "munge.seed"}
         self._spawn("munged", "munged", "-F", *(f"--{name}={folder / file}" for name, file in own.items()))
