@@ -105,7 +105,7 @@ class Cluster:
     def kill(self, node: str, *, tell: bool = True) -> None:
         """Kill a node: its daemon and everything on it, at once; the controller learns it now, not after SlurmdTimeout."""
         self.daemons.pop(node).kill()
-        for process in _marked(node):
+        for process in self._of(node):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         if tell:
@@ -148,8 +148,18 @@ class Cluster:
         done = subprocess.run(command, env={**os.environ, **self.environment}, capture_output=True, text=True, check=False)
         return done.stdout.split()
 
+    def _of(self, node: str) -> Iterator[int]:
+        """Yield the processes that a node's daemon has started, directly or not: SLURM's own and those of jobs."""
+        own = {f"{MARK}={self.folder}/{node}".encode()}
+        jobs = {f"SLURMD_NODENAME={node}".encode(), f"SLURM_CONF={self.environment['SLURM_CONF']}".encode()}
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):
+                variables = set(path.read_bytes().split(b"\0"))
+                if own <= variables or jobs <= variables:
+                    yield int(path.parent.name)
+
     def _spawn(self, name: str, *command: str) -> None:
-        environment = {**os.environ, **self.environment, MARK: name}
+        environment = {**os.environ, **self.environment, MARK: f"{self.folder}/{name}"}
         with (self.folder / f"{name}.said").open("ab") as said:
             self.daemons[name] = subprocess.Popen(command, env=environment, stdout=said, stderr=said, start_new_session=True)
 
@@ -178,15 +188,6 @@ def until(condition: Callable[[], bool], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.3)
-
-
-def _marked(node: str) -> Iterator[int]:
-    """Yield the processes that a node's daemon has started, directly or not."""
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            variables = path.read_bytes().split(b"\0")
-            if f"{MARK}={node}".encode() in variables or f"SLURMD_NODENAME={node}".encode() in variables:
-                yield int(path.parent.name)
 
 
 def _free_ports(count: int) -> list[int]:
