@@ -4,8 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOYS := faces_ddpm:faces-ddpm clip:toy-clip identity:toy-identity perceptual:toy-perceptual oracle:toy-oracle \
-	scene_oracle:toy-scene-oracle scene_clip:toy-scene-clip dino:toy-dino
-MEASURED := faces_ddpm clip oracle scene_oracle scene_clip dino latent
+	scene_oracle:toy-scene-oracle scene_clip:toy-scene-clip dino:toy-dino harmony:toy-harmony
+MEASURED := faces_ddpm clip oracle scene_oracle scene_clip dino harmony latent
 VAE := runs/toy/vae/export
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 

@@ -44,7 +44,7 @@ __all__ = [
 CONFIG_FILE = "config.yaml"
 # What may differ between two starts of one run: how far, how often and where, not what is trained.
 MAY_CHANGE = re.compile(
-    r"(card|run_dir|logger|cluster|engine)\b|trainer\.(steps|images|ema_device|accelerator|devices|num_nodes|num_workers|save_every_s|keep|log_every|sample_every)$"
+    r"(card|evaluate|run_dir|logger|cluster|engine)\b|trainer\.(steps|images|ema_device|accelerator|devices|num_nodes|num_workers|save_every_s|keep|log_every|sample_every)$"
 )
 
 
@@ -300,10 +300,19 @@ def _leaves(node: Any, where: str = "") -> dict[str, Any]:
 
 
 def _section(cfg: DictConfig, key: str) -> dict[str, Any]:
-    """Return a section that names what to build, as plain values."""
-    section: Any = frozen(cfg)
-    for part in key.split("."):
-        section = section.get(part) or {}
-    if "_target_" not in section:
+    """Return a section that names what to build, as plain values; what other sections lack does not matter.
+
+    Raises:
+        RecipeError: there is no such section, or it lacks a required value (`???`), its own or one that it refers to.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import InterpolationToMissingValueError
+
+    node = OmegaConf.select(cfg, key)
+    if "_target_" not in (node or {}):
         raise RecipeError(f"this configuration has no {key}: choose a recipe with recipe=NAME ({', '.join(choices('recipe'))})")
-    return dict(section)
+    lacking = missing(OmegaConf.to_container(node), key)
+    try:
+        return frozen(cfg) if lacking else dict(OmegaConf.to_container(node, resolve=True))  # type: ignore[arg-type]
+    except InterpolationToMissingValueError:
+        return frozen(cfg)  # says which value it is

@@ -28,7 +28,9 @@ ALLOWED_CLASSES = (
     "lightning.pytorch.loggers.WandbLogger",
     "lightning.pytorch.strategies.DDPStrategy",
     "lightning.pytorch.strategies.FSDPStrategy",
+    "bitsandbytes.optim.AdamW8bit",
 )
+EXTRAS = {"bitsandbytes": "8bit"}  # packages of allowed targets that an extra of editkit brings
 # Types of the keys whose default value cannot tell them, because it is null or one of several kinds.
 KINDS: dict[str, tuple[Any, ...]] = {
     "run_dir": (str,),
@@ -81,7 +83,7 @@ def check_override(key: str, value: Any, config: Mapping[str, Any], groups: Sequ
 
 
 def check_targets(node: Any, where: str = "") -> None:
-    """Raise RecipeError for any `_target_` outside editkit, torch.optim and a few Lightning classes."""
+    """Raise RecipeError for any `_target_` outside editkit, torch.optim and a few classes of other packages."""
     for place, section in sections(node, where):
         name = section["_target_"]
         inside = isinstance(name, str) and any(name.startswith(f"{module}.") for module in ALLOWED_MODULES)
@@ -103,7 +105,8 @@ def check_arguments(node: Any, where: str) -> None:
             if key in parameters:
                 _check_kind(f"{place}.{key}", value, _hinted(target, key), value)
             elif not takes_any:
-                raise RecipeError(f"{place}.{key} is no argument of {section['_target_']}.{suggestion(key, parameters)}")
+                hint = suggestion(key, parameters) or f" Leave it out: ~{place}.{key}"
+                raise RecipeError(f"{place}.{key} is no argument of {section['_target_']}.{hint}")
         if not section.get("_partial_"):
             lacking = [f"{place}.{name}" for name, p in parameters.items() if _is_required(p) and name not in given]
             if lacking and not section.get("_args_"):
@@ -155,13 +158,15 @@ def locate(name: str, where: str) -> Any:
             raise
         break
     else:
+        if parts[0] in EXTRAS:
+            raise RecipeError(f"{where} needs {parts[0]}, which is not installed: pip install 'editkit[{EXTRAS[parts[0]]}]'")
         raise RecipeError(f"{where}._target_={name}: there is no such module")
     for part in parts[split:]:
         if not hasattr(found, part):
             raise RecipeError(f"{where}._target_={name}: {module_name} has no {part!r}.{suggestion(part, dir(found))}")
         found = getattr(found, part)
     home = str(getattr(found, "__module__", ""))
-    allowed = (*ALLOWED_MODULES, "lightning.pytorch")
+    allowed = (*ALLOWED_MODULES, "lightning.pytorch", "bitsandbytes.optim")
     if not callable(found) or not any(home == module or home.startswith(f"{module}.") for module in allowed):
         raise RecipeError(f"{where}._target_={name} is not a class or function of {' or '.join(ALLOWED_MODULES)}")
     return found

@@ -170,7 +170,7 @@ def test_a_run_directory_holds_one_configuration(own, tmp_path):
         recipe.freeze(recipe.compose(["recipe=mine", *overrides], conf_dirs=[own]), tmp_path / "run")
 
     freeze()
-    freeze("trainer.steps=20", "trainer.devices=2")  # longer and elsewhere is the same run
+    freeze("trainer.steps=20", "trainer.devices=2", "evaluate=domains")  # longer, elsewhere, measured otherwise: the same run
     assert recipe.thaw(tmp_path / "run").trainer.steps == 20
     with pytest.raises(RecipeError, match="trainer.batch_size=8, now it is 4"):
         freeze("trainer.batch_size=4")

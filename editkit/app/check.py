@@ -24,12 +24,13 @@ FROM_INPUT = {
     "segmentation": "labels",
     "instruction": "instructions",
 }
-TEXTS = {"captions": "text", "instructions": "instruction"}  # what is a key of a line of metadata.jsonl
+TEXTS = {"captions": "text", "instructions": "instruction", "target_texts": "target"}  # what is a key of a line of metadata.jsonl
 # Whether an item of a published data set holds them. An object is a mask, and its crop a reference.
 HOLDS: dict[str, Callable[[dict[str, Any]], bool]] = {
     "captions": lambda item: bool(item["caption"]),
     "instructions": lambda item: bool(item.get("instruction")),
     "targets": lambda item: item.get("target") is not None,
+    "target_texts": lambda item: bool(item.get("target_caption")),
     "masks": lambda item: item.get("mask") is not None or bool(item.get("object_captions")),
     "references": lambda item: bool(item.get("references") or item.get("object_captions")),
 }
@@ -96,7 +97,7 @@ def needed(method: str, conf: Sequence[Path] = ()) -> list[str]:
 
 def _published(root: Path, layout: Layout, wanted: Sequence[str], method: str) -> list[Finding]:
     """Check a folder that has a published layout."""
-    findings = [Finding("note", f"{root} is laid out like {layout.title}: data={layout.name} data.root={root}")]
+    findings = [Finding("note", f"{root} is laid out like {layout.title}: {layout.chosen(root, wanted)}")]
     held: dict[str, set[str]] = {}
     counts = []
     module = layout.opened(root, size=64)

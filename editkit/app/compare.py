@@ -19,11 +19,11 @@ from editkit.app.device import device_of
 from editkit.app.editing import Edited, edit_batch
 from editkit.app.grid import save_grid
 from editkit.app.inputs import ALWAYS, Subject, check_inputs, subject
-from editkit.app.judges import Judges, load_judges
 from editkit.app.loaded import Loaded, compose_for, load_editor, short_name
 from editkit.app.numbers import check_numbers
 from editkit.app.options import CompareOptions, EditOptions
 from editkit.app.progress import Progress
+from editkit.app.questions.face_judges import Judges, load_judges
 from editkit.app.report import page
 from editkit.app.tables import UNDEFINED
 from editkit.app.worklist import Job, plan

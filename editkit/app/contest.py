@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from editkit.app.cases import Cases
+from editkit.app.questions.base import Cases
 from editkit.engine.blend import paste
 from editkit.engine.cache import InversionCache
 from editkit.errors import UserError
@@ -29,16 +30,18 @@ class Outcome:
             the mask, for methods that were given a mask or found one.
         seconds: per image with its inversion, measured on the first batch, which reuses nothing; None for no method at all.
         calls: network evaluations per image with those of its inversion, as the method reports them; None if it does not.
+        returned: (N, 3, H, W), what the method made of its own raw pictures where the way back was asked for.
     """
 
     variants: dict[str, Tensor]
     seconds: float | None
     calls: float | None
+    returned: Tensor | None = None
 
 
 def no_edit(cases: Cases) -> Outcome:
     """Return the sources as they are."""
-    return Outcome({"raw": cases.images}, None, 0.0)
+    return Outcome({"raw": cases.images}, None, 0.0, None if cases.back(cases.images) is None else cases.images)
 
 
 def run(
@@ -51,7 +54,7 @@ def run(
     cache: InversionCache | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Edit all cases in batches.
+    """Edit all cases in batches, and edit the results back where the cases ask for that.
 
     Args:
         editor: what edits. If it has a `cache`, it gets this one; if it can `measure` its reconstructions, it need not.
@@ -60,11 +63,27 @@ def run(
         steps: sampling steps; None is the editor's own.
         seed: of all noise.
         cache: inversions of the same pictures for other edits and methods.
-        tick: called after each batch.
+        tick: called after each batch, on the way back too.
 
     Raises:
-        UserError: the editor needs an input that toy faces do not have, or returned values that are not finite.
+        UserError: the editor needs an input that the cases do not have, or returned values that are not finite.
     """
+    knobs: dict[str, Any] = {"batch_size": batch_size, "steps": steps, "seed": seed, "cache": cache, "tick": tick}
+    there = _one_way(editor, cases, **knobs)
+    back = cases.back(there.variants["raw"])
+    return there if back is None else replace(there, returned=_one_way(editor, back, **knobs).variants["raw"])
+
+
+def _one_way(
+    editor: Editor,
+    cases: Cases,
+    *,
+    batch_size: int,
+    steps: int | None,
+    seed: int,
+    cache: InversionCache | None,
+    tick: Callable[[], None],
+) -> Outcome:
     requests = cases.requests(editor.needs, steps=steps, seed=seed)
     editor.check(requests)
     size = 1 if editor.per_image else batch_size

@@ -17,6 +17,7 @@ from editkit.app.manifest import Manifest, fingerprint
 from editkit.app.numbers import check_numbers
 from editkit.app.options import InvertOptions
 from editkit.app.progress import Progress
+from editkit.backbones.attention import constant_text
 from editkit.backbones.base import Backbone
 from editkit.data.files import check_replaceable, check_writable, write_png
 from editkit.data.fit import fit, to_pil
@@ -77,10 +78,11 @@ class Way:
         x0 = self.backbone.encode(pixels)
         noise = level_noise(x0.shape[1:], keys, seed=self.request.seed, purpose="invert", device=device)
         cond: Condition | None = stack([self.backbone.condition(self.request)] * len(keys), [1] * len(keys))
-        with count_calls(self.backbone, flops=False) as up:
+        with count_calls(self.backbone, flops=False) as up, constant_text(self.backbone):
             trajectory = self.inverter.invert(self._denoiser(), x0, self.levels, cond, noise=noise)
-        with count_calls(self.backbone, flops=False) as down:
-            back = self.backbone.decode(sample(self.backbone, cond=cond, **replay(trajectory))).clamp(-1, 1)
+        with count_calls(self.backbone, flops=False) as down, constant_text(self.backbone):
+            latents = sample(self.backbone, cond=cond, **replay(trajectory))
+        back = self.backbone.decode(latents).clamp(-1, 1)
         figures = psnr(back, pixels).tolist()
         trajectory = replace(trajectory, report={**trajectory.report, "reconstruction_psnr": figures})
         return [

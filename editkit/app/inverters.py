@@ -13,7 +13,7 @@ from torch import Tensor
 
 from editkit.app.invert import SCALE, STEPS, Way, checked
 from editkit.app.loaded import backbone_name, image_size, load_backbone
-from editkit.app.markdown import insert
+from editkit.app.markdown import check_marks, insert
 from editkit.app.options import InvertOptions
 from editkit.app.progress import Progress
 from editkit.backbones.base import Backbone
@@ -60,6 +60,8 @@ def tabulate_inverters(options: InvertOptions) -> int:
     """
     if options.output is not None:
         raise UsageError("--inverter all prints a table and keeps no trajectories: leave out -o, or choose one inverter")
+    if options.update is not None:
+        check_marks(options.update, "inverters")
     pictures, bad = checked(options)
     cfg = compose(options.recipe_overrides(), conf_dirs=options.conf)
     backbone = load_backbone(cfg, device=options.device, dtype=options.dtype)
@@ -104,7 +106,7 @@ def _table(rows: Sequence[Row]) -> Table:
 
 def _markdown(rows: Sequence[Row]) -> Iterator[str]:
     yield f"| {' | '.join(HEADINGS)} |"
-    yield f"|{'---|' * len(HEADINGS)}"
+    yield f"|---|{'---:|' * (len(HEADINGS) - 1)}"
     for row in rows:
         yield f"| {' | '.join(row.cells())} |"
 

@@ -13,13 +13,28 @@ def insert(path: Path, mark: str, text: str) -> None:
     Raises:
         UserError: no such file, or not both marks in it.
     """
+    head, first, _, last, tail = _parts(path, mark)
+    path.write_text(f"{head}{first}\n{text.strip()}\n{last}{tail}", encoding="utf-8")
+
+
+def check_marks(path: Path, mark: str) -> None:
+    """Refuse a file that `insert` would refuse, before the work whose result goes into it.
+
+    Raises:
+        UserError: no such file, or not both marks in it.
+    """
+    _parts(path, mark)
+
+
+def _parts(path: Path, mark: str) -> tuple[str, str, str, str, str]:
+    """Return what stands before the first mark, that mark, what stands between, the last mark, and the rest."""
     first, last = f"<!-- {mark} -->", f"<!-- /{mark} -->"
     try:
         content = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     head, opened, rest = content.partition(first)
-    _, closed, tail = rest.partition(last)
+    inside, closed, tail = rest.partition(last)
     if not opened or not closed:
         raise UserError(f"{path} has no lines {first} and {last} to put the table between: add them where it should stand")
-    path.write_text(f"{head}{first}\n{text.strip()}\n{last}{tail}", encoding="utf-8")
+    return head, first, inside, last, tail

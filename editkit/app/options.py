@@ -222,16 +222,20 @@ class EvaluateOptions(DeviceOptions):
     Attributes:
         methods: names of recipes, or recipe files; a `recipe=` among the overrides takes the place of a single one.
         overrides: as of `RecipeOptions`, for every method.
-        edits: targets to score, such as `smiling`; empty takes all that any of the methods has weights for.
+        edits: what to score, such as `smiling` or `recolour`; empty takes all that the recipe's questions ask, of faces those
+            that any of the methods has weights for.
         images: how many images of the split; None is all of them (256).
         weights: as of `EditOptions` for a single method, METHOD=PATH[:STRENGTH] for several.
         baselines: names of baselines to put beside the methods; `none` for none, empty for the standard ones.
         output: folder for metrics.json, report.html and the pictures.
-        update: a file such as README.md, to put the table between its lines <!-- results --> and <!-- /results -->.
+        update: a file such as README.md, to put the table between its lines <!-- results --> and <!-- /results -->; for scenes
+            these are <!-- results instructions --> and so on.
+        sweep: KEY=V1,V2,... to evaluate a single method with each value; None for no sweep.
         jobs: edits at once, at least 1.
 
     Raises:
-        UsageError: keys of `method` for several methods, no jobs, an option has none of the values it can have.
+        UsageError: keys of `method` or a sweep for several methods, a sweep without values, no jobs, an option has none of
+            the values it can have.
     """
 
     overrides: list[str] = option("What differs from the recipes, as key=value.", default=[], positional=True)
@@ -241,7 +245,7 @@ class EvaluateOptions(DeviceOptions):
     backbone: str | None = option("Name of a backbone for every method, the same as backbone=NAME.", group=RECIPE)
     conf: list[Path] = option("A folder of your own recipes and groups, laid out like conf/.", default=[], group=RECIPE)
     dry_run: bool = option("Print the resolved recipes and stop.", default=False, group=RECIPE)
-    edits: list[str] = option("Edit to score, such as smiling (repeatable).", default=[], name="--edit")
+    edits: list[str] = option("Edit to score, such as smiling or recolour (repeatable).", default=[], name="--edit")
     split: str = option("validation for tuning, test for reporting.", default="test", choices=("validation", "test"))
     images: int | None = option("How many images of the split; all 256 if not given.", short="-n")
     steps: int | None = option("Sampling steps.")
@@ -249,14 +253,19 @@ class EvaluateOptions(DeviceOptions):
     baselines: list[str] = option("Baseline to put beside them (repeatable); none for none.", default=[], name="--baseline")
     output: Path | None = option("Folder for metrics.json, report.html and pictures.", short="-o")
     update: Path | None = option("File to put the table into, between <!-- results --> and <!-- /results -->.")
+    sweep: str | None = option("A setting and its values, KEY=V1,V2,...: also draws the trade-off that it makes.")
     jobs: int = option("Edits at once, each in a process with its share of the cores; not on a GPU.", default=1, group=COMPUTING)
 
     def __post_init__(self) -> None:
         _check_choices(self)
         if self.jobs < 1:
             raise UsageError(f"--jobs {self.jobs}: at least 1 edit is made at a time")
+        if self.sweep is not None and not all(self.sweep.partition("=")[::2]):
+            raise UsageError(f"--sweep {self.sweep}: write KEY=V1,V2,... as in method.scale=2,4,8")
         if len(self.methods) < 2:
             return
+        if self.sweep is not None:
+            raise UsageError(f"--sweep {self.sweep} with several methods: sweep them one by one")
         for text in self.overrides:
             if text.lstrip("+~").startswith("method."):
                 raise UsageError(

@@ -13,8 +13,7 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from torch import Tensor
 
-from editkit.app.judges import FIGURES
-from editkit.app.tables import NOTE, amount, headings, number, rows
+from editkit.app.tables import NOTE, amount, headings, number, questions_of, rows
 from editkit.data.fit import to_pil
 
 PLOT_WIDTH, PLOT_HEIGHT, LEFT, BOTTOM, TOP, LINE = 640, 280, 56, 40, 12, 13
@@ -22,14 +21,14 @@ PLOT_WIDTH, PLOT_HEIGHT, LEFT, BOTTOM, TOP, LINE = 640, 280, 56, 40, 12, 13
 
 @dataclass(frozen=True)
 class Example:
-    """One face in the gallery of a report.
+    """One picture in the gallery of a report.
 
     Attributes:
-        title: which face it is.
+        title: which picture it is.
         before: the source (3, H, W) in [-1, 1].
         edited: what each method made of it; each shares a slider with the source.
         others: further pictures by what they are, such as the truth.
-        figures: figures of each edited picture, by the names of `FIGURES`.
+        figures: figures of each edited picture, by the names of the questions' figures.
     """
 
     title: str
@@ -46,12 +45,16 @@ def report(results: Mapping[str, Any], examples: Mapping[str, Sequence[Example]]
         results: what metrics.json holds.
         examples: the gallery of each edit.
     """
-    names = _entrants(results)
+    names, questions = _entrants(results), questions_of(results)
     return page(
         "report.html",
         results=results,
+        questions=questions,
+        figures=questions.figures,
+        number=lambda name, value: number(questions.figures[name], value),
+        note=NOTE,
         examples=examples,
-        headings=headings(),
+        headings=headings(questions),
         rows=list(rows(results)),
         entrants=names,
         bars=bars(results, names),
@@ -67,7 +70,6 @@ def page(name: str, **values: Any) -> str:
         loader=FunctionLoader(_template), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"data": data_uri, "amount": amount}
-    environment.globals |= {"number": number, "figures": FIGURES, "note": NOTE}
     return environment.get_template(name).render(**values)
 
 
@@ -80,7 +82,7 @@ def data_uri(image: Tensor) -> str:
 
 def bars(results: Mapping[str, Any], entrants: Sequence[str]) -> dict[str, Any]:
     """Return the score of every entrant for every edit as bars with whiskers, in pixels of the plot."""
-    edits = results["edits"]
+    edits, score = results["edits"], questions_of(results).figures["score"]
     group = (PLOT_WIDTH - LEFT) / len(edits)
     width = min(34.0, group * 0.8 / len(entrants))
     found = []
@@ -89,7 +91,7 @@ def bars(results: Mapping[str, Any], entrants: Sequence[str]) -> dict[str, Any]:
         for name, method in entry["methods"].items():
             interval = method["variants"]["raw"]["score_interval"]
             top, whisker = _y(interval["mean"]), (_y(interval["high"]), _y(interval["low"]))
-            about = f"{edit}, {name}: score {number('score', interval['mean'])}"
+            about = f"{edit}, {name}: score {number(score, interval['mean'])}"
             shape = {"x": x, "y": top, "width": width - 2, "height": _y(0) - top, "whisker": whisker}
             found.append({**shape, "colour": entrants.index(name), "about": about})
             x += width
@@ -103,11 +105,12 @@ def bars(results: Mapping[str, Any], entrants: Sequence[str]) -> dict[str, Any]:
 
 def points(results: Mapping[str, Any], entrants: Sequence[str]) -> dict[str, Any]:
     """Return success against preservation, one point an entrant and edit, in pixels of the plot; those of methods have labels."""
-    found = []
+    found, names = [], ("success", "preservation")
+    figures = [questions_of(results).figures[name] for name in names]
     for edit, entry in results["edits"].items():
         for name, method in entry["methods"].items():
-            success, kept = (method["variants"]["raw"]["figures"][figure]["mean"] for figure in ("success", "preservation"))
-            about = f"{edit}, {name}: success {number('success', success)}, preservation {number('preservation', kept)}"
+            success, kept = (method["variants"]["raw"]["figures"][figure]["mean"] for figure in names)
+            about = f"{edit}, {name}: success {number(figures[0], success)}, preservation {number(figures[1], kept)}"
             found.append({"x": _x(success), "kept": kept, "colour": entrants.index(name), "about": about, "edit": edit})
     floor = math.floor(10 * min([0.8, *(point["kept"] for point in found)])) / 10
     above = -math.inf

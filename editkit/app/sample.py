@@ -14,6 +14,7 @@ from editkit.app.loaded import backbone_name, load_backbone
 from editkit.app.numbers import check_numbers
 from editkit.app.options import SampleOptions
 from editkit.app.progress import Progress
+from editkit.backbones.attention import constant_text
 from editkit.backbones.base import Backbone
 from editkit.data.files import check_replaceable, check_writable, write_png
 from editkit.data.fit import to_pil
@@ -81,14 +82,16 @@ def draw(
 ) -> Iterator[Tensor]:
     """Yield batches of pictures (B, 3, h, w); picture n depends on seed and n alone, not on its batch."""
     device = backbone.device
-    walk = solver_named(solver).walk(backbone.levels(steps))
+    levels = backbone.levels(steps)
     guidance = _guidance(backbone, request, scale)
     for first in range(0, count, batch_size):
         keys = [f"sample/{n}" for n in range(first, min(first + batch_size, count))]
         x = batch_noise(backbone.sample_shape, keys, seed=request.seed, purpose="start", device=device)
         noise = level_noise(backbone.sample_shape, keys, seed=request.seed, device=device)
         cond = stack([backbone.condition(request)] * len(keys), [1] * len(keys))
-        yield backbone.decode(sample(backbone, x, cond=cond, guidance=guidance, noise=noise, **walk))
+        with constant_text(backbone):
+            z = sample(backbone, x, cond=cond, guidance=guidance, **solver_named(solver).walk(levels, noise=noise))
+        yield backbone.decode(z)
 
 
 def _guidance(backbone: Backbone, request: EditRequest, scale: float) -> Guidance:

@@ -9,27 +9,18 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from editkit.app.judges import FIGURES
+from editkit.app.questions import QUESTIONS, Questions
+from editkit.app.questions.figures import Figure
 
-SHOWN = ("success", "preservation", "score", "psnr_inside", "psnr_outside", "clip_direction", "identity")
 UNDEFINED = "-"
-# Headings of the terminal's narrower table.
-SHORT = {
-    "success": "success",
-    "preservation": "kept",
-    "score": "score",
-    "PSNR in dB": "in dB",
-    "PSNR out dB": "out dB",
-    "s/edit": "s/edit",
-    "calls/edit": "calls",
-    "training s": "train s",
-}
+# Headings of what each edit costs, and those of the terminal's narrower table.
+COST = {"s/edit": "s/edit", "calls/edit": "calls", "training s": "train s"}
 NOTE = "Bold: above every baseline (the paired bootstrap 95 % interval of the difference excludes 0)."
 
 
-def number(name: str, value: float | None) -> str:
-    """Return a figure of `FIGURES` with its decimals; "-" where it is undefined."""
-    return UNDEFINED if value is None or math.isnan(value) else f"{value:.{FIGURES[name].digits}f}"
+def number(figure: Figure, value: float | None) -> str:
+    """Return a figure with its decimals; "-" where it is undefined."""
+    return UNDEFINED if value is None or math.isnan(value) else f"{value:.{figure.digits}f}"
 
 
 def amount(value: float | None, digits: int = 0) -> str:
@@ -39,14 +30,20 @@ def amount(value: float | None, digits: int = 0) -> str:
     return f"{value:.{max(digits, 0 if value >= 10 or value == round(value) else 2)}f}"
 
 
-def headings() -> list[str]:
+def questions_of(results: Mapping[str, Any]) -> Questions:
+    """Return the questions that gave results."""
+    return QUESTIONS[results["evaluate"]]
+
+
+def headings(questions: Questions) -> list[str]:
     """Return the headings of `rows`."""
-    labels = [f"{FIGURES[name].label} {FIGURES[name].unit}".strip() for name in SHOWN]
-    return ["edit", "method", *labels, "s/edit", "calls/edit", "training s"]
+    figures = (questions.figures[name] for name in questions.shown)
+    return ["edit", "method", *(f"{figure.label} {figure.unit}".strip() for figure in figures), *COST]
 
 
 def rows(results: Mapping[str, Any]) -> Iterator[tuple[list[str], bool]]:
     """Yield the cells of each line and whether its method is above every baseline on the score, methods before baselines."""
+    questions = questions_of(results)
     for edit, found in results["edits"].items():
         for method, entry in found["methods"].items():
             cost = [amount(entry["seconds"]), amount(entry["calls"]), amount(entry["training_seconds"])]
@@ -54,18 +51,20 @@ def rows(results: Mapping[str, Any]) -> Iterator[tuple[list[str], bool]]:
             above = bool(differences) and all(other["score"]["above"] for other in differences.values())
             for variant, measured in entry["variants"].items():
                 name = method if variant == "raw" else f"{method} ({variant})"
-                figures = [number(figure, measured["figures"][figure]["mean"]) for figure in SHOWN]
+                figures = [number(questions.figures[one], measured["figures"][one]["mean"]) for one in questions.shown]
                 yield [edit, name, *figures, *cost], above and variant == "raw"
 
 
 def terminal_table(results: Mapping[str, Any]) -> Table:
     """Return the main figures as a rich table of 80 columns; lines of a method that is above every baseline are bold."""
-    title = f"{', '.join(results['methods'])} on {results['images']} {results['split']} faces"
+    questions = questions_of(results)
+    title = f"{', '.join(results['methods'])} on {results['images']} {results['split']} {questions.subject}"
     table = Table(title=title, caption=NOTE, caption_justify="left", box=SIMPLE_HEAD, collapse_padding=True, show_edge=False)
     table.add_column("edit")
-    for heading in SHORT.values():
-        table.add_column(heading, justify="right", no_wrap=True)
-    chosen = [headings().index(name) for name in SHORT]
+    short = [None, None, *(questions.figures[name].short for name in questions.shown), *COST.values()]
+    chosen = [place for place, heading in enumerate(short) if heading]
+    for place in chosen:
+        table.add_column(short[place], justify="right", no_wrap=True)
     last = None
     for cells, above in rows(results):
         if cells[0] != last:
@@ -77,11 +76,12 @@ def terminal_table(results: Mapping[str, Any]) -> Table:
 
 def markdown_table(results: Mapping[str, Any]) -> str:
     """Return the same table as Markdown, with a note on what was measured."""
-    lines = ["| " + " | ".join(headings()) + " |", "|---|---|" + "---:|" * (len(headings()) - 2)]
+    questions = questions_of(results)
+    heads, score = headings(questions), 2 + questions.shown.index("score")
+    lines = ["| " + " | ".join(heads) + " |", "|---|---|" + "---:|" * (len(heads) - 2)]
     for cells, above in rows(results):
         if above:
-            cells[1], cells[4] = f"**{cells[1]}**", f"**{cells[4]}**"
+            cells[1], cells[score] = f"**{cells[1]}**", f"**{cells[score]}**"
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(
-        [*lines, "", f"{results['images']} faces of the {results['split']} split, seed {results['seed']}. {NOTE}", ""]
-    )
+    measured = f"{results['images']} {questions.subject} of the {results['split']} split, seed {results['seed']}. {NOTE}"
+    return "\n".join([*lines, "", measured, ""])

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
-from editkit.app.cases import Cases, make_cases
 from editkit.app.contest import Outcome
-from editkit.app.judges import Judges, Scores, distances, score
+from editkit.app.questions.base import Cases, Questions
+from editkit.app.questions.figures import Scores
 from editkit.metrics.bootstrap import paired_difference
 from editkit.metrics.images import mean
-
-COMPARED = ("score", "success", "preservation", "psnr_inside", "psnr_outside")
 
 
 @dataclass
@@ -23,13 +21,15 @@ class Trial:
     """One edit, all that took part, and what the judges said of each variant of their pictures.
 
     Attributes:
+        questions: the kind of what is asked.
         methods: the entrants that are evaluated, in the order of the table; the others are their baselines.
         split: what the cases are from.
         training: seconds of training by entrant; None where nothing was trained or nobody wrote it down.
         settings: what each method ran with.
-        frechet: see `frechet`.
+        frechet: see `Questions.distances`.
     """
 
+    questions: Questions
     methods: tuple[str, ...]
     split: str
     cases: Cases
@@ -39,16 +39,21 @@ class Trial:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     frechet: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
+    def enter(self, name: str, outcome: Outcome, judges: Any, device: Any = "cpu") -> None:
+        """Judge what an entrant made, and note both."""
+        more = {} if outcome.returned is None else self.questions.of_return(self.cases, outcome.returned)
+        self.outcomes[name] = outcome
+        self.scores[name] = {}
+        for kind, images in outcome.variants.items():
+            found = self.questions.score(judges, self.cases, images.to(device))
+            figures = found.figures | more
+            self.scores[name][kind] = replace(found, figures={figure: figures[figure] for figure in self.questions.figures})
 
-def frechet(trial: Trial, judges: Judges) -> dict[tuple[str, str], float]:
-    """Return each variant's distance to the exact answers for other faces; ("", "") is that of these faces' own answers."""
-    cases = trial.cases
-    other = "test" if trial.split == "validation" else "validation"
-    real = make_cases(cases.edit, other, len(cases), size=cases.images.shape[-1]).truth
-    features = {(name, kind): found.features for name, kinds in trial.scores.items() for kind, found in kinds.items()}
-    device = next(judges.oracle.parameters()).device
-    features["", ""] = score(judges, cases, cases.truth.to(device)).features
-    return distances(judges, features, real.to(device))
+    def close(self, judges: Any) -> None:
+        """Measure what takes the pictures of all entrants."""
+        kinds = ((name, kind, found.features) for name, kinds in self.scores.items() for kind, found in kinds.items())
+        features = {(name, kind): own for name, kind, own in kinds if own is not None}
+        self.frechet = self.questions.distances(judges, self.cases, self.split, features)
 
 
 def summary(trials: Sequence[Trial], **common: Any) -> dict[str, Any]:
@@ -59,7 +64,13 @@ def summary(trials: Sequence[Trial], **common: Any) -> dict[str, Any]:
         common: what else is true of all of them (seed, device, jobs).
     """
     first = trials[0]
-    head = {"methods": first.methods, "split": first.split, "images": len(first.cases), **common}
+    head = {
+        "evaluate": first.questions.name,
+        "methods": first.methods,
+        "split": first.split,
+        "images": len(first.cases),
+        **common,
+    }
     return plain({**head, "edits": {trial.cases.edit.name: _entry(trial) for trial in trials}})
 
 
@@ -77,19 +88,22 @@ def _entry(trial: Trial) -> dict[str, Any]:
     methods = {}
     for name, kinds in trial.scores.items():
         outcome = trial.outcomes[name]
-        variants = {kind: _figures(found) | {"frechet": trial.frechet[name, kind]} for kind, found in kinds.items()}
+        variants = {kind: _figures(found) | _far(trial, "frechet", name, kind) for kind, found in kinds.items()}
         cost = {"seconds": outcome.seconds, "calls": outcome.calls, "training_seconds": trial.training[name]}
         methods[name] = {"variants": variants, **cost}
     return {
-        "prompt": cases.edit.prompt,
-        "source_prompt": cases.edit.source_prompt,
-        "redrawn": sum(cases.changed),
+        **cases.about(),
         "region": cases.region.mean().item(),
         "methods": methods,
         "differences": {name: _differences(trial, name) for name in trial.methods},
-        "frechet_real": trial.frechet["", ""],
+        **_far(trial, "frechet_real", "", ""),
         "settings": trial.settings,
     }
+
+
+def _far(trial: Trial, label: str, *variant: str) -> dict[str, float]:
+    """Return the Frechet distance of a variant under a label, where it was measured."""
+    return {label: trial.frechet[variant]} if variant in trial.frechet else {}
 
 
 def _figures(found: Scores) -> dict[str, Any]:
@@ -105,11 +119,12 @@ def _mean(values: Tensor) -> dict[str, Any]:
 
 
 def _differences(trial: Trial, method: str) -> dict[str, Any]:
-    """Return what a method has above each baseline, by the names of `COMPARED`."""
+    """Return what a method has above each baseline, by the names of `Questions.compared`."""
     raw = {name: kinds["raw"].figures for name, kinds in trial.scores.items()}
-    return {other: _difference(raw[method], raw[other]) for other in raw if other not in trial.methods}
+    others, names = [other for other in raw if other not in trial.methods], trial.questions.compared
+    return {other: _difference(raw[method], raw[other], names) for other in others}
 
 
-def _difference(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, Any]:
-    found = {name: paired_difference(mine[name], theirs[name]) for name in COMPARED}
+def _difference(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Any]:
+    found = {name: paired_difference(mine[name], theirs[name]) for name in names}
     return {name: {**asdict(one), "above": one.above, "below": one.below} for name, one in found.items()}

@@ -11,13 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from editkit.app.grid import save_grid
-from editkit.app.judges import FIGURES
 from editkit.app.report import Example, report
 from editkit.app.tables import markdown_table
 from editkit.app.trial import Trial
 from editkit.errors import UserError
 
-SHOWN = 12  # faces in sheets and in the report
+SHOWN = 12  # pictures in sheets and in the report
 
 
 def write(output: Path, results: Mapping[str, Any], trials: Sequence[Trial]) -> list[Path]:
@@ -48,7 +47,7 @@ def write(output: Path, results: Mapping[str, Any], trials: Sequence[Trial]) -> 
 
 
 def examples(trial: Trial) -> list[Example]:
-    """Return the first faces of a trial for the gallery of the report."""
+    """Return the first pictures of a trial for the gallery of the report."""
     rows = dict(_rows(trial))
     source, scores = rows.pop("source"), {name: trial.scores[name]["raw"].figures for name in trial.methods}
     found = []
@@ -61,17 +60,18 @@ def examples(trial: Trial) -> list[Example]:
 
 
 def _lines(trials: Sequence[Trial]) -> Iterator[list[Any]]:
-    yield ["edit", "method", "variant", "image", *FIGURES]
+    names = trials[0].questions.figures
+    yield ["edit", "method", "variant", "image", *names]
     for trial in trials:
         for name, kinds in trial.scores.items():
             for kind, found in kinds.items():
                 for i, key in enumerate(trial.cases.keys):
-                    figures = [f"{found.figures[figure][i].item():.6g}" for figure in FIGURES]
+                    figures = [f"{found.figures[figure][i].item():.6g}" for figure in names]
                     yield [trial.cases.edit.name, name, kind, key, *figures]
 
 
 def _rows(trial: Trial) -> Iterator[tuple[str, Tensor]]:
-    """Yield the rows of a sheet with their labels: the first faces, as they come."""
+    """Yield the rows of a sheet with their labels: the first ones, as they come."""
     yield "source", trial.cases.images[:SHOWN]
     for name in dict.fromkeys(("reconstruction", *trial.methods)):
         if name in trial.outcomes:

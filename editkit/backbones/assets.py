@@ -84,7 +84,7 @@ def _is_hub_name(name: str) -> bool:
 
 def _from_hub(name: str, *, download: bool, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     known = provider(name)
     wanted = known.only if known else HUB_FILES
@@ -92,8 +92,13 @@ def _from_hub(name: str, *, download: bool, revision: str | None) -> Path:
         revision = revision or known.revision
     try:
         return Path(snapshot_download(name, revision=revision, local_files_only=not download, allow_patterns=list(wanted)))
-    except LocalEntryNotFoundError as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError) as error:
         how = (
             f"`editkit weights fetch {known.name}`" if known else f"`hf download {name} --local-dir DIR` and give DIR as the path"
         )
+        if download:
+            how = f"{how} on a machine that can, and copy the folder here"
+            raise UserError(
+                f"the weights {name} are not on this machine and cannot be fetched from the hub: run {how}"
+            ) from error
         raise UserError(f"the weights {name} are not on this machine: run {how}, or set download=true beside the path") from error

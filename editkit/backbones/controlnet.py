@@ -96,7 +96,7 @@ class Controlled(nn.Module, Wrapper):
         net, batch = self.nets[name], len(x)
         down, mid = net(
             x.to(net.dtype),
-            torch.as_tensor(t, device=x.device),
+            self.denoiser.times_of(t, batch),
             encoder_hidden_states=self.denoiser.tokens_of(control, batch).to(net.dtype),
             controlnet_cond=once((net, batch), lambda images: expanded(images, batch).to(net.dtype), control.concat),
             conditioning_scale=self.scales[name],

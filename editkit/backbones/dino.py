@@ -31,6 +31,18 @@ class DinoEncoder(nn.Module):
         """Return the normalised tokens (B, 1 + N, dim) of images (B, 3, H, W) in [-1, 1], the whole image's first."""
         return self.model(self.preprocess(images).to(self.model.dtype)).last_hidden_state.float()
 
+    def keys(self, images: Tensor, layer: int = -1) -> Tensor:
+        """Return the attention's keys (B, N, dim) of the patches of images (B, 3, H, W) in [-1, 1], all heads side by side."""
+        kept: list[Tensor] = []
+        parts = self.model.get_submodule("encoder.layer")[layer].named_modules()  # type: ignore[index]
+        project = next(part for name, part in parts if name.endswith(("k_proj", "key")))  # the name in transformers 5, and in 4
+        hook = project.register_forward_hook(lambda module, args, output: kept.append(output))
+        try:
+            self(images)
+        finally:
+            hook.remove()
+        return kept[0][:, 1:].float()
+
 
 def load_dino(path: str | Path = "editkit:toy-dino", *, download: bool = False, revision: str | None = None) -> DinoEncoder:
     """Load a Dinov2Model folder with its preprocessor config, in single precision.

@@ -6,6 +6,7 @@ import functools
 
 from torch import Tensor
 
+from editkit.backbones.attention import constant_text
 from editkit.backbones.base import Backbone
 from editkit.engine.cache import InversionCache
 from editkit.engine.invert import DDIM, Inverter
@@ -29,7 +30,8 @@ class Inversion:
         self, x0: Tensor, levels: Levels, cache: InversionCache | None = None, cond: Condition | None = None
     ) -> Trajectory:
         """Return the trajectory of x0 (B, C, H, W), as `Backbone.encode` gives it, along the levels."""
-        if cache is None:
-            return self.inverter.invert(self.backbone, x0, levels, cond)
-        dtype = next(self.backbone.parameters()).dtype
-        return cache.invert(self.inverter, self.backbone, x0, levels, cond, weights=self.digest(), dtype=dtype)
+        with constant_text(self.backbone):
+            if cache is None:
+                return self.inverter.invert(self.backbone, x0, levels, cond)
+            dtype = next(self.backbone.parameters()).dtype
+            return cache.invert(self.inverter, self.backbone, x0, levels, cond, weights=self.digest(), dtype=dtype)

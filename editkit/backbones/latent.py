@@ -44,7 +44,7 @@ class LatentBackbone(UNetBackbone):
         tokenizer: cuts the prompts.
 
     Raises:
-        UserError: a network with other inputs than latents, extra channels, time and tokens.
+        UserError: a network with other inputs than latents, extra channels, time and tokens, or with another text encoder's.
     """
 
     def __init__(
@@ -61,6 +61,13 @@ class LatentBackbone(UNetBackbone):
             raise UserError(
                 f"this UNet is not of Stable Diffusion 1 or 2 ({', '.join(needed) or 'no middle block'}); "
                 "only those with time and tokens as their conditions are supported"
+            )
+        takes = unet.config.cross_attention_dim
+        gives = takes if text_encoder is None else text_encoder.config.hidden_size
+        if isinstance(takes, int) and gives != takes:
+            raise UserError(
+                f"this UNet takes tokens of {takes} numbers, the text encoder gives {gives}: they are of different models; "
+                "set backbone.path to one, and backbone.text_encoder, where it is given, to the same"
             )
         self.unet, self.vae, self.text_encoder, self.tokenizer = unet, vae, text_encoder, tokenizer
         self.scheduler = dict(scheduler)
@@ -107,7 +114,7 @@ class LatentBackbone(UNetBackbone):
         down, mid = residuals or (None, None)
         network = self.unet(
             self._input(x, cond),
-            self._times(t, len(x)),
+            self.times_of(t, len(x)),
             self.tokens_of(cond, len(x)),
             encoder_attention_mask=mask,
             down_block_additional_residuals=down,
@@ -172,8 +179,8 @@ class LatentBackbone(UNetBackbone):
             wanted = _EXTRA.get(self.extra_channels, f"{self.extra_channels} extra channels")
             seen = f"{given} channels" if given else "nothing"
             raise UsageError(
-                f"this checkpoint's UNet takes {wanted}, but Condition.concat holds {seen}: "
-                "choose a backbone that was trained for this method, or give it the channels"
+                f"this checkpoint's UNet takes {wanted}, but is given {seen} (Condition.concat): choose a backbone that was made "
+                "for this, such as backbone=sd15 where the text is all that it sees"
             )
         if extra is None:
             return x.to(self.unet.dtype)

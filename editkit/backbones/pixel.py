@@ -59,7 +59,7 @@ class PixelBackbone(UNetBackbone):
 
     def forward(self, x: Tensor, t: float | Tensor, cond: Condition | None = None) -> Prediction:
         """Predict x0 and eps of x (B, C, H, W) at model time t."""
-        return self._prediction(x, t, self.unet(self._input(x, cond), self._times(t, len(x))).sample)
+        return self._prediction(x, t, self.unet(self._input(x, cond), self.times_of(t, len(x))).sample)
 
 
 def load_pixel(

@@ -38,13 +38,13 @@ class UNetBackbone(Backbone):
 
     def time_embedding(self, t: float | Tensor) -> Tensor:
         """Return the network's own embedding of the time, (B, time_width)."""
-        times = self._times(t, 1) if not isinstance(t, Tensor) or t.ndim == 0 else t
+        times = self.times_of(t, 1) if not isinstance(t, Tensor) or t.ndim == 0 else t
         return self.unet.time_embedding(self.unet.time_proj(times).to(self.unet.dtype))
 
     def halves(self, x: Tensor, t: float | Tensor, cond: Condition | None = None) -> tuple[Tensor, Finish]:
         """Run the encoder and the middle block; `finish` runs the decoder for a list of h in one batch."""
         unet, context = self.unet, self._context(cond, len(x))
-        emb = self.time_embedding(self._times(t, len(x)))
+        emb = self.time_embedding(self.times_of(t, len(x)))
         hidden = self._input(x, cond)
         hidden = unet.conv_in(2 * hidden - 1 if unet.config.center_input_sample else hidden)
         skips = (hidden,)
@@ -64,6 +64,13 @@ class UNetBackbone(Backbone):
             return [self._prediction(x, t, part) for part in output.chunk(n)]
 
         return h, finish
+
+    def times_of(self, t: float | Tensor, batch: int) -> Tensor:
+        """Return model times (batch,) on the network's device; a number is filled in there, since a copy would wait for it."""
+        if not isinstance(t, Tensor):
+            return torch.full((batch,), t, device=self.unet.device)
+        times = t.to(self.unet.device)
+        return times.expand(batch) if times.ndim == 0 else times
 
     def places(self) -> dict[str, nn.Module]:
         """Return the middle block and the blocks of both halves."""
@@ -95,10 +102,6 @@ class UNetBackbone(Backbone):
             skips, now = skips[:-count], tuple(skips[-count:])
             hidden = block(hidden, now, emb, **_attended(block, context), **_odd_size(hidden, skips))
         return self.unet.conv_out(self.unet.conv_act(self.unet.conv_norm_out(hidden)))
-
-    def _times(self, t: float | Tensor, batch: int) -> Tensor:
-        times = torch.as_tensor(t, device=self.unet.device)
-        return times.expand(batch) if times.ndim == 0 else times
 
     def _prediction(self, x: Tensor, t: float | Tensor, output: Tensor) -> Prediction:
         mean, *variance = output.float().split(x.shape[1], dim=1)

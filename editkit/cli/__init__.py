@@ -5,8 +5,12 @@ Nothing heavy is imported before a verb runs, so that help and completion answer
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import typer
 
@@ -60,9 +64,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command and return its exit code; a mistake of the user is one line on stderr."""
+    """Run one command and return its exit code; a mistake of the user is one line on stderr, and so is a warning."""
     try:
-        code = int(app(arguments, prog_name="editkit", standalone_mode=False) or 0)
+        with _warnings_in_a_line():
+            code = int(app(arguments, prog_name="editkit", standalone_mode=False) or 0)
         return code if code != INTERRUPTED else _refuse("interrupted; the same command again continues", code)
     except UserError as error:
         return _refuse(str(error), error.exit_code)
@@ -81,6 +86,22 @@ def _refuse(message: str, code: int) -> int:
     if message:  # none when the help was shown instead
         typer.secho("editkit: " + " ".join(message.split()), fg=typer.colors.RED, err=True)
     return code
+
+
+@contextlib.contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """Show what editkit itself warns of without Python's file, line and source."""
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], filename: str, *more: Any, **named: Any) -> None:
+            if category is UserWarning and f"{os.sep}editkit{os.sep}" in filename:
+                typer.secho("editkit: " + " ".join(str(message).split()), fg=typer.colors.YELLOW, err=True)
+            else:
+                usual(message, category, filename, *more, **named)
+
+        warnings.showwarning = show
+        yield
 
 
 def _with_help(error: typer.TyperException) -> str:

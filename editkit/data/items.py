@@ -27,6 +27,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from editkit.errors import UsageError
+
 
 def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Make a batch: tensors of one shape are stacked, numbers become a tensor, all else a list in the items' order.
@@ -62,3 +64,21 @@ def image_tensor(picture: np.ndarray | Image.Image) -> Tensor:
 def image_array(image: Tensor) -> np.ndarray:
     """Return a (3, H, W) picture in [-1, 1] as uint8 HWC, clamped."""
     return image.detach().float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+
+
+def check_holds(item: Mapping[str, Any], names: Sequence[str], learner: str, choose: str) -> None:
+    """Raise a UsageError unless an item holds what a method learns from, each as it is or encoded.
+
+    Args:
+        names: keys of the item.
+        learner: the method's name.
+        choose: which data hold that, for the message.
+    """
+
+    def lacks(value: Any) -> bool:
+        return value is None or (isinstance(value, str | tuple) and not value)
+
+    lacking = [name for name in names if lacks(item.get(name)) and lacks(item.get(f"{name}_posterior"))]
+    if lacking:
+        wanted, absent = " and ".join(names), " and no ".join(lacking)
+        raise UsageError(f"{learner} learns from {wanted}, and these data have no {absent}: {choose}")

@@ -60,7 +60,7 @@ class DualClassifierFree:
             for parts in ([pred.x0 for pred in preds], [pred.eps for pred in preds])
         )
         guided = replace(preds[0], x0=x0, eps=eps)
-        return rescaled(guided, preds[0], self.rescale, self.rescale_of, *schedule.coefficients(t, x))
+        return rescaled(guided, preds[0], self.rescale, self.rescale_of, lambda: schedule.coefficients(t, x))
 
     def needs_grad(self, t: float | Tensor) -> bool:
         """Return False."""

@@ -22,6 +22,7 @@ from editkit.errors import UsageError
 from editkit.types import Condition, Prediction
 
 EnergyFn = Callable[[Tensor, float | Tensor], Tensor]
+Coefficients = Callable[[], tuple[float | Tensor, float | Tensor]]
 
 
 class Guidance(Protocol):
@@ -100,7 +101,7 @@ class ClassifierFree:
             return preds[0]
         c, u = preds
         guided = replace(c, x0=u.x0 + self.scale * (c.x0 - u.x0), eps=u.eps + self.scale * (c.eps - u.eps))
-        return rescaled(guided, c, self.rescale, self.rescale_of, *schedule.coefficients(t, x))
+        return rescaled(guided, c, self.rescale, self.rescale_of, lambda: schedule.coefficients(t, x))
 
     def needs_grad(self, t: float | Tensor) -> bool:
         """Return False."""
@@ -236,10 +237,11 @@ def with_v(pred: Prediction, v: Tensor, a: float | Tensor, s: float | Tensor) ->
     return replace(pred, x0=pred.x0 - s * change, eps=pred.eps + a * change)
 
 
-def rescaled(guided: Prediction, towards: Prediction, share: float, of: str, a: float | Tensor, s: float | Tensor) -> Prediction:
+def rescaled(guided: Prediction, towards: Prediction, share: float, of: str, coefficients: Coefficients) -> Prediction:
     """Return a guided prediction with std(eps), or of="v" std(v), of each sample pulled by a share towards another's."""
     if share == 0:
         return guided
+    a, s = coefficients()
     mine, other = (pred.eps if of == "eps" else a * pred.eps - s * pred.x0 for pred in (guided, towards))
     axes = tuple(range(1, mine.ndim))
     ratio = other.std(axes, keepdim=True) / mine.std(axes, keepdim=True)

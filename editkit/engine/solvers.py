@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from editkit.engine.multistep import dpmpp_2m, plms, unipc, warm_up
+from editkit.engine.sample import Noise
 from editkit.engine.schedule import Schedule
 from editkit.engine.steps import Step, ddim, ddpm
 from editkit.errors import UsageError, suggestion
@@ -28,12 +29,14 @@ class Solver:
         warm_up: (levels, start) -> levels with more queries at the start, or None.
         grid: arguments of `Schedule.levels` that it takes with latent models.
         linear_in: how that grid's schedule goes on between whole times, see `Schedule`.
+        stochastic: whether its step adds noise.
     """
 
     step: Step
     warm_up: Callable[[Levels, int], Levels] | None = None
     grid: Mapping[str, Any] = field(default_factory=lambda: _LEADING | {"clean": "ab0"})
     linear_in: str = "alpha_bar"
+    stochastic: bool = False
 
     def levels(self, schedule: Schedule, steps: int) -> Levels:
         """Return the levels that diffusers walks with this solver and a Stable Diffusion checkpoint.
@@ -47,24 +50,26 @@ class Solver:
             )
         return Schedule(schedule.table, linear_in=self.linear_in).levels(steps, **self.grid)
 
-    def walk(self, levels: Levels, start: int | None = None) -> dict[str, Any]:
+    def walk(self, levels: Levels, start: int | None = None, noise: Noise | None = None) -> dict[str, Any]:
         """Return the arguments `step`, `levels` and `start` of `sample`, for a state at level `start` (None = the last).
 
-        With an inversion, `replay(trajectory) | solver.walk(trajectory.levels, trajectory.start)`.
+        With an inversion, `replay(trajectory) | solver.walk(trajectory.levels, trajectory.start)`. The argument `noise` is
+        among them where the step adds any; for other steps it would be drawn, and copied to the device, in vain.
         """
         start = len(levels) - 1 if start is None else start
         walked = levels if self.warm_up is None else self.warm_up(levels, start)
-        return {"step": self.step, "levels": walked, "start": start + len(walked) - len(levels)}
+        walk = {"step": self.step, "levels": walked, "start": start + len(walked) - len(levels)}
+        return walk | {"noise": noise} if self.stochastic and noise is not None else walk
 
 
 # Euler's rule in x / a is DDIM, and its ancestral form DDIM with eta 1 (k-diffusion's sigma is s / a): what is left of
 # their own are the times that they are known for, Schedule.levels(spacing="continuous").
 SOLVERS: Mapping[str, Solver] = {
     "ddim": Solver(ddim),
-    "ddim-eta1": Solver(partial(ddim, eta=1.0)),
-    "ddpm": Solver(ddpm),
+    "ddim-eta1": Solver(partial(ddim, eta=1.0), stochastic=True),
+    "ddpm": Solver(ddpm, stochastic=True),
     "euler": Solver(ddim, grid={"spacing": "continuous"}, linear_in="sigma"),
-    "euler-ancestral": Solver(partial(ddim, eta=1.0), grid={"spacing": "continuous"}, linear_in="sigma"),
+    "euler-ancestral": Solver(partial(ddim, eta=1.0), grid={"spacing": "continuous"}, linear_in="sigma", stochastic=True),
     "plms": Solver(plms, warm_up),
     "dpmpp-2m": Solver(dpmpp_2m, grid=_LEADING | {"skip": 1}),
     "unipc": Solver(unipc, grid=_LEADING | {"skip": 1}),

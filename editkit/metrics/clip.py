@@ -21,8 +21,13 @@ def direction(source: Tensor, edited: Tensor, source_text: Tensor, target_text: 
     Raises:
         ValueError: both captions have the same features, so they say nothing of a direction.
     """
-    wanted = (target_text - source_text).reshape(1, -1)
-    if wanted.norm() < SMALLEST:
+    if (target_text - source_text).norm() < SMALLEST:
         raise ValueError("the two captions mean the same to this CLIP: no direction to measure along")
-    change = edited - source
-    return torch.where(change.norm(dim=1) < SMALLEST, torch.nan, F.cosine_similarity(change, wanted))
+    return directions(source, edited, source_text.reshape(1, -1), target_text.reshape(1, -1))
+
+
+def directions(source: Tensor, edited: Tensor, source_texts: Tensor, target_texts: Tensor) -> Tensor:
+    """Return the same for captions of each image, (B, D); nan also where those mean the same."""
+    change, wanted = edited - source, target_texts - source_texts
+    still = (change.norm(dim=1) < SMALLEST) | (wanted.norm(dim=1) < SMALLEST)
+    return torch.where(still, torch.nan, F.cosine_similarity(change, wanted))

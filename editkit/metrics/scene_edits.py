@@ -7,7 +7,7 @@ says what the judge saw in the whole and in each region that a claim is about, s
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -62,11 +62,13 @@ class Expectation:
         asked: what the edit asks for.
         kept: what must be as it was, a claim for each factor and aspect.
         regions: (N, H, W) float32, 1 = the region that claims call by its number.
+        least: by region number, the share of it from which on an object stands there, for regions wider than an object.
     """
 
     asked: tuple[Claim, ...]
     kept: tuple[Claim, ...]
     regions: Tensor
+    least: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,18 @@ def score(expectations: Sequence[Expectation], readings: Sequence[SceneReading])
     return SceneScores(success, preservation, (success * preservation).sqrt())
 
 
+def kept_by_factor(expectations: Sequence[Expectation], readings: Sequence[SceneReading]) -> dict[str, Tensor]:
+    """Return for each factor of the whole and aspect of the objects the share (B,) of its claims that hold; nan without any."""
+    found = {}
+    for name in (*WHOLES, *ASPECTS):
+        flags = [
+            [holds(claim, reading) for claim in one.kept if name in claim.values]
+            for one, reading in zip(expectations, readings, strict=True)
+        ]
+        found[name] = torch.tensor([sum(own) / len(own) if own else float("nan") for own in flags])
+    return found
+
+
 @torch.no_grad()
 def read(oracle: SceneOracle, images: Tensor, expectations: Sequence[Expectation]) -> list[SceneReading]:
     """Let the oracle read pictures (B, 3, H, W) in [-1, 1], and in each the regions that its claims are about."""
@@ -161,7 +175,7 @@ def read(oracle: SceneOracle, images: Tensor, expectations: Sequence[Expectation
         told = {name: part.values[int(part.classes[k])] for name, part in whole.items()}
         seen = [
             {name: part.values[int(part.classes[k, n])] for name, part in objects.aspects.items()}
-            if objects.presence[k, n] >= THERE
+            if objects.presence[k, n] >= one.least.get(n, THERE)
             else None
             for n in range(len(one.regions))
         ]

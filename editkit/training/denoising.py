@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from editkit.backbones.attention import trained_on_cpu
 from editkit.backbones.base import Backbone
 from editkit.backbones.latent import LatentBackbone
 from editkit.types import Condition, Prediction
@@ -48,7 +49,8 @@ def denoising_error(backbone: Backbone, x0: Tensor, cond: Condition | None) -> T
     places = torch.arange(count, device=x0.device) + torch.rand(count, device=x0.device)
     t = (places * steps / count).long().clamp(max=steps - 1)
     noise = torch.randn_like(x0)
-    guess = backbone(backbone.schedule.add_noise(x0, t, noise), t, cond)
+    with trained_on_cpu(backbone):
+        guess = backbone(backbone.schedule.add_noise(x0, t, noise), t, cond)
     kind = backbone.parameterization
     output, target = (backbone.schedule.output(pred, t, kind) for pred in (guess, Prediction(x0, noise)))
     return (output - target).square().mean((1, 2, 3))

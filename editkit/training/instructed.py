@@ -107,12 +107,12 @@ class InstructedEditor(Editor):
             rescale=self.rescale,
             rescale_of="v" if backbone.parameterization == "v" else "eps",
         )
-        walk = self.solver.walk(self.solver.levels(backbone.schedule, steps))
         keys, shape = [request.key for request in requests], seen.both.concat.shape[1:]  # type: ignore[union-attr]
         own: dict[str, Any] = {"seed": [request.seed for request in requests], "sample": [request.sample for request in requests]}
         x = batch_noise(shape, keys, **own, purpose="start", device=backbone.device)
         noise = level_noise(shape, keys, **own, device=backbone.device)
+        walk = self.solver.walk(self.solver.levels(backbone.schedule, steps), noise=noise)
         with constant_text(backbone):
-            z = sample(backbone, x, cond=seen.both, guidance=guidance, noise=noise, **walk)
+            z = sample(backbone, x, cond=seen.both, guidance=guidance, **walk)
         calls = sum(len(guidance.branches(seen.both, t)) for t in walk["levels"].times[1:])
         return backbone.decode(z).clamp(-1, 1), calls

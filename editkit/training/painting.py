@@ -9,10 +9,10 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from editkit.backbones.attention import constant_text
 from editkit.backbones.latent import LatentBackbone
 from editkit.engine.guidance import ClassifierFree
 from editkit.engine.lanes import select
-from editkit.engine.once import once_per_run
 from editkit.engine.rng import batch_noise, level_noise
 from editkit.engine.sample import sample
 from editkit.engine.solvers import solver_named
@@ -83,13 +83,13 @@ class PaintingEditor(Editor, Generic[Model]):
     def _painted(self, requests: Sequence[EditRequest], seen: Seen, steps: int, scale: float) -> tuple[Tensor, int]:
         """Return the images and the network calls for each."""
         backbone, guidance = self.backbone, ClassifierFree(scale, seen.nothing)
-        walk = self.solver.walk(self.solver.levels(backbone.schedule, steps))
         shape = (backbone.sample_shape[0], *seen.whole.concat.shape[2:])  # type: ignore[union-attr]
         own: dict[str, Any] = {"seed": [request.seed for request in requests], "device": backbone.device}
         own |= {"keys": [request.key for request in requests], "sample": [request.sample for request in requests]}
         x, noise = batch_noise(shape, purpose="start", **own), level_noise(shape, **own)
-        with once_per_run():
-            z = sample(backbone, x, cond=seen.whole, guidance=guidance, noise=noise, **walk)
+        walk = self.solver.walk(self.solver.levels(backbone.schedule, steps), noise=noise)
+        with constant_text(backbone):
+            z = sample(backbone, x, cond=seen.whole, guidance=guidance, **walk)
         calls = sum(len(guidance.branches(seen.whole, t)) for t in walk["levels"].times[1:])
         return backbone.decode(z).clamp(-1, 1), calls
 

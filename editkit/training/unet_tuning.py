@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -15,31 +15,26 @@ from editkit.backbones.latent_folder import save_latent
 from editkit.backbones.scheduler_config import for_solver
 from editkit.errors import UsageError, UserError
 from editkit.networks.conv_in import widen_conv_in
+from editkit.networks.lora import merged
 from editkit.training.artefact import Artefact
 from editkit.training.method import OptimizerFactory, SchedulerFactory
-from editkit.training.pipeline_export import PipelineMethod
-
-PREFIX = "backbone.unet."
+from editkit.training.pipeline_export import UNET, PipelineMethod
 
 
 class UNetTuning(PipelineMethod):
     """Trains all of a latent model's UNet; autoencoder and text encoder are frozen.
 
-    It is trained in place, for a second copy of a large UNet would fill the card that has to train it. An export is the UNet
-    in half precision, as one file, and beside it a pipeline folder that diffusers opens.
+    An export is the UNet in half precision, as one file, and beside it a pipeline folder that diffusers opens.
 
     Args:
         backbone: the latent model; its UNet is what is trained.
+        lora: see `PipelineMethod`.
         checkpointing: run the UNet's blocks again in the backward pass instead of keeping their activations.
         solver: whose times and scheduler the exported folder names.
-
-    Attributes:
-        starts_from: digest of the backbone as training found it; None before.
     """
 
     kind = "unet"
-
-    backbone: LatentBackbone
+    strip: ClassVar[str] = UNET
 
     def __init__(
         self,
@@ -47,20 +42,20 @@ class UNetTuning(PipelineMethod):
         *,
         checkpointing: bool = False,
         solver: str = "ddim",
+        lora: Mapping[str, Any] | None = None,
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
     ) -> None:
-        super().__init__(optimizer=optimizer, scheduler=scheduler)
+        super().__init__(lora=lora, optimizer=optimizer, scheduler=scheduler)
         self.backbone, self.checkpointing, self.solver = backbone, checkpointing, solver
 
     def trainable(self) -> dict[str, Iterable[nn.Parameter]]:
-        """Return all parameters of the UNet."""
-        return {"unet": self.backbone.unet.parameters()}
+        """Return the parameters of the UNet, or of its low-rank and new layers."""
+        return {"unet": self.tuned_parameters()}
 
     def prepare_training(self) -> None:
-        """Note which weights the training starts from, and make the UNet ready for it, in single precision."""
-        self.starts_from = self.backbone.digest()
-        self.backbone.unet.float()
+        """Make the UNet ready for training."""
+        super().prepare_training()
         if self.checkpointing:
             self.backbone.unet.enable_gradient_checkpointing()
 
@@ -71,15 +66,9 @@ class UNetTuning(PipelineMethod):
         self.backbone.unet.train(mode)
         return self
 
-    def artefacts(self) -> list[Artefact]:
-        """Return the UNet in half precision, named after the recipe."""
-        (whole,) = super().artefacts()
-        tensors = {name.removeprefix(PREFIX): tensor.half() for name, tensor in whole.tensors.items()}
-        return [Artefact(whole.name, tensors, card=whole.card)]
-
     def save_pipeline(self, folder: Path) -> None:
         """Write the model with the trained UNet."""
-        save_latent(replaced(self.backbone, copy.deepcopy(self.backbone.unet).half(), self.solver), folder)
+        save_latent(replaced(self.backbone, merged(self.backbone.unet).half(), self.solver), folder)
 
     def tuned(self, artefacts: Sequence[Artefact]) -> LatentBackbone:
         """Return the model with a trained UNet, or as it is without one.
@@ -102,7 +91,7 @@ def tuned(backbone: LatentBackbone, artefact: Artefact) -> LatentBackbone:
     if artefact.card.get("kind") != "unet":
         maker = artefact.card.get("method", "something unknown")
         raise UserError(f"the weights {artefact.name!r} are not a trained UNet (made by {maker})")
-    unet = copy.deepcopy(backbone.unet)
+    unet = merged(backbone.unet)
     own = unet.state_dict()
     shapes, theirs = ({name: tuple(t.shape) for name, t in state.items()} for state in (own, artefact.tensors))
     if shapes != theirs:

@@ -12,14 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from editkit.app import contest
+from editkit.app import contest, entrants
 from editkit.app import evaluate as command
 from editkit.app.artefacts import Weights
-from editkit.app.cases import make_cases, rendered, source_of
-from editkit.app.judges import FIGURES, score
 from editkit.app.loaded import Loaded
 from editkit.app.markdown import insert
 from editkit.app.options import EvaluateOptions
+from editkit.app.questions import faces
+from editkit.app.questions.face_judges import FIGURES
+from editkit.app.questions.faces import Faces, make_cases, rendered, source_of
 from editkit.app.tables import markdown_table
 from editkit.app.trial import summary
 from editkit.data.toyworld.faces import held_out
@@ -107,7 +108,7 @@ def test_an_edit_that_changes_something_else_is_charged_for_it():
     cases = held.cases
     others = [trials.faces.edited(face, shirt="teal" if face.shirt != "teal" else "red") for face in cases.answers]
     seeing.oracle.show(others)
-    found = score(seeing, cases, rendered(others))
+    found = Faces().score(seeing, cases, rendered(others))
     assert (found.figures["success"] == 1).all() and (found.kept["shirt"] == 0).all()
     assert (found.figures["preservation"] < 1).all() and (found.kept["skin"] == 1).all()
     assert "expression" not in found.kept
@@ -181,11 +182,11 @@ def stand_ins(monkeypatch):
         wrong = cases.keys[:1] if name == "told" else cases.keys
         return Loaded(name, trials.Told(cases, wrong=wrong), (64, 64), 4, provenance=trials.CARD)
 
-    cfg = SimpleNamespace(method={"_target_": "a.b.told.Told"}, backbone=None, engine=None)
-    monkeypatch.setattr(command, "compose_for", lambda options, verb: cfg)
-    monkeypatch.setattr(command, "compose", lambda overrides, conf_dirs: SimpleNamespace())
-    monkeypatch.setattr(command, "load_editor", load)
-    monkeypatch.setattr(command, "load_judges", lambda device: seeing)
+    cfg = SimpleNamespace(method={"_target_": "a.b.told.Told"}, backbone=None, engine=None, evaluate="faces")
+    monkeypatch.setattr(entrants, "compose_for", lambda options, verb: cfg)
+    monkeypatch.setattr(entrants, "compose", lambda overrides, conf_dirs: SimpleNamespace())
+    monkeypatch.setattr(entrants, "load_editor", load)
+    monkeypatch.setattr(faces, "load_judges", lambda device: seeing)
 
 
 def options(folder, **changes):
@@ -227,7 +228,7 @@ def test_wrong_edits_and_numbers_are_named(stand_ins, tmp_path):
 
 def test_a_real_recipe_runs_beside_its_baselines_on_its_own_backbone(monkeypatch, tmp_path):
     seeing = trials.judges()
-    monkeypatch.setattr(command, "load_judges", lambda device: seeing)
+    monkeypatch.setattr(faces, "load_judges", lambda device: seeing)
     backbone, clip = write_pixel(tmp_path / "ddpm"), write_clip(tmp_path / "clip")
     overrides = [f"backbone.path={backbone}", f"method.clip.path={clip}", "method.steps=4", "engine.batch_size=2"]
     asked = {"methods": ["clip-guided"], "overrides": overrides, "edits": ["old"], "images": 3, "output": tmp_path / "out"}
@@ -273,18 +274,19 @@ def test_a_method_that_is_evaluated_is_no_baseline(stand_ins, tmp_path):
     entry = json.loads((tmp_path / "metrics.json").read_text())["edits"]["smiling"]
     assert list(entry["methods"]) == ["told", "reconstruction", "no-edit", "clip-guided"]
     loaded = {name: Loaded(name, Editor(), (64, 64)) for name in ("told", "reconstruction", "sdedit")}
-    assert command.baselines(EvaluateOptions(), loaded, EDITS["smiling"]) == ["no-edit", "clip-guided"]
+    assert entrants.baselines(EvaluateOptions(), Faces(), loaded) == ["no-edit", "clip-guided"]
     asked = EvaluateOptions(baselines=["sdedit", "no-edit", "reconstruction", "no-edit"])
-    assert command.baselines(asked, loaded, EDITS["smiling"]) == ["no-edit"]
+    assert entrants.baselines(asked, Faces(), loaded) == ["no-edit"]
 
 
 def test_the_edits_are_those_that_any_of_the_methods_would_choose(monkeypatch):
     known = {"one": ["a face with glasses", "a bald face"], "two": ["an angry face", "a face with glasses"], "none": []}
     parts = {folder: [Weights(Path("x"), {"target": text}) for text in texts] for folder, texts in known.items()}
-    monkeypatch.setattr(command, "bundled", parts.get)
+    monkeypatch.setattr(faces, "bundled", parts.get)
 
     def chosen(*folders, edits=()):
-        return [edit.name for edit in command.chosen_edits(EvaluateOptions(edits=list(edits)), {name: name for name in folders})]
+        recipes = {name: SimpleNamespace(method={"_target_": name}) for name in folders}
+        return [edit.name for edit in entrants.chosen_edits(EvaluateOptions(edits=list(edits)), Faces(), recipes)]
 
     assert chosen("one") == ["with glasses", "bald"]
     assert chosen("one", "two") == ["angry", "with glasses", "bald"] == chosen("two", "one")
@@ -293,14 +295,14 @@ def test_the_edits_are_those_that_any_of_the_methods_would_choose(monkeypatch):
 
 
 def test_weights_that_are_missing_stop_it_before_any_edit(stand_ins, monkeypatch, tmp_path):
-    load, started = command.load_editor, []
+    load, started = entrants.load_editor, []
 
     def lacking(cfg, name, *, prompt, **where):
         if (name, prompt) == ("second", "an old face"):
             raise UsageError("there are no weights for the prompt 'an old face'")
         return load(cfg, name, prompt=prompt, **where)
 
-    monkeypatch.setattr(command, "load_editor", lacking)
+    monkeypatch.setattr(entrants, "load_editor", lacking)
     monkeypatch.setattr(contest, "run", lambda *inputs, **knobs: started.append(inputs))
     with pytest.raises(UsageError, match="second for the edit 'old': there are no weights for the prompt"):
         command.evaluate(options(tmp_path, methods=["told", "second"]))
@@ -310,9 +312,9 @@ def test_weights_that_are_missing_stop_it_before_any_edit(stand_ins, monkeypatch
 def test_methods_of_one_name_or_of_different_sizes_are_refused(stand_ins, monkeypatch, tmp_path):
     with pytest.raises(UsageError, match="two methods of one name, told paper/told"):
         command.evaluate(options(tmp_path, methods=["told", "paper/told"]))
-    load = command.load_editor
+    load = entrants.load_editor
     monkeypatch.setattr(
-        command, "load_editor", lambda cfg, name, **where: replace(load(cfg, name, **where), size=(8 * len(name), 32))
+        entrants, "load_editor", lambda cfg, name, **where: replace(load(cfg, name, **where), size=(8 * len(name), 32))
     )
     with pytest.raises(UsageError, match=r"different sizes \(told 32 x 32, second 48 x 32\)"):
         command.evaluate(options(tmp_path, methods=["told", "second"]))
@@ -332,13 +334,13 @@ def test_what_can_be_of_one_method_only(changes, expected):
 
 
 def test_each_of_several_methods_gets_its_own_weights(stand_ins, monkeypatch, tmp_path):
-    load, given = command.load_editor, {}
+    load, given = entrants.load_editor, {}
 
     def noted(cfg, name, *, weights=(), **where):
         given[name] = list(weights)
         return load(cfg, name, **where)
 
-    monkeypatch.setattr(command, "load_editor", noted)
+    monkeypatch.setattr(entrants, "load_editor", noted)
     both = ["second=runs/b:0.5", "told=a.safetensors", "told=c=d"]
     command.evaluate(options(tmp_path, methods=["told", "second"], edits=["smiling"], weights=both))
     assert (given["told"], given["second"]) == (["a.safetensors", "c=d"], ["runs/b:0.5"])

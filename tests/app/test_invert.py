@@ -170,3 +170,10 @@ def test_a_table_keeps_nothing_and_one_inverter_has_no_table(model, tmp_path):
         tabulate_inverters(options(model, source, inverter="all", output=tmp_path / "x.png"))
     with pytest.raises(UsageError, match="--inverter all"):
         invert_images(options(model, source, update=tmp_path / "README.md"))
+
+
+def test_a_file_without_marks_is_refused_before_a_model_is_loaded(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("# mine\n")
+    with pytest.raises(UserError, match="has no lines <!-- inverters --> and <!-- /inverters -->"):
+        tabulate_inverters(options(tmp_path / "no-model", picture(tmp_path / "a.png"), inverter="all", update=readme))

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from editkit.app.judges import FIGURES
+from editkit.app.questions.face_judges import FIGURES
 from editkit.app.report import report
 from editkit.app.tables import number, rows
 from editkit.app.trial import summary
@@ -79,7 +79,7 @@ def test_the_numbers_are_those_of_the_metrics(made):
     for edit, entry in results["edits"].items():
         for method, found in entry["methods"].items():
             figures = found["variants"]["raw"]["figures"]
-            expected = [number(name, figures[name]["mean"]) for name in FIGURES]
+            expected = [number(FIGURES[name], figures[name]["mean"]) for name in FIGURES]
             lines = [line for table in page.tables for line in table if line[0] == method and len(line) == len(FIGURES) + 2]
             shown = [[cell.split()[0] for cell in line[1:-1]] for line in lines]
             assert expected in shown, (edit, method)

@@ -6,9 +6,9 @@ import torch
 from torch.nn.functional import normalize
 
 from editkit.app import contest
-from editkit.app.cases import make_cases, rendered
-from editkit.app.judges import Judges, score
-from editkit.app.trial import Trial, frechet
+from editkit.app.questions.face_judges import Judges
+from editkit.app.questions.faces import Faces, make_cases, rendered
+from editkit.app.trial import Trial
 from editkit.data.toyworld import faces
 from editkit.data.toyworld.world import find_edit
 from editkit.metrics.oracle import Oracle
@@ -75,12 +75,10 @@ def trial(edit="smiling", count=6, *, wrong=1, rivals=None, oracle=None):
     seeing = judges(oracle)
     seeing.oracle.show([*cases.sources, *cases.answers])
     methods = {"told": wrong} | (rivals or {})
-    held = Trial(tuple(methods), "validation", cases, settings=dict.fromkeys(methods, CARD))
+    held = Trial(Faces(), tuple(methods), "validation", cases, settings=dict.fromkeys(methods, CARD))
     for name, failures in methods.items():
-        held.outcomes[name] = contest.run(Told(cases, wrong=cases.keys[:failures]), cases, batch_size=4)
-    held.outcomes["no-edit"] = contest.no_edit(cases)
-    for name, outcome in held.outcomes.items():
-        held.training[name] = 12.5 if name == "told" else None
-        held.scores[name] = {kind: score(seeing, cases, images) for kind, images in outcome.variants.items()}
-    held.frechet = frechet(held, seeing)
+        held.enter(name, contest.run(Told(cases, wrong=cases.keys[:failures]), cases, batch_size=4), seeing)
+    held.enter("no-edit", contest.no_edit(cases), seeing)
+    held.training = {name: 12.5 if name == "told" else None for name in held.outcomes}
+    held.close(seeing)
     return held, seeing

@@ -7,6 +7,7 @@ import torch
 from diffusers import ControlNetModel, UNet2DModel
 from diffusers.models.attention_processor import AttnProcessor, IPAdapterAttnProcessor2_0
 
+from editkit.backbones.attention import trained_on_cpu
 from editkit.backbones.attention_taps import attention_places, attention_taps
 from editkit.engine.attention import attend, attention_map
 from editkit.engine.taps import recomputing
@@ -212,6 +213,32 @@ def test_gradients_flow_also_under_checkpointing(checkpointing):
         module.to_q.weight.mul_(2)
     doubled(reference, T, tokens).sample.square().sum().backward()
     torch.testing.assert_close(x.grad, reference.grad, rtol=1e-8, atol=1e-8)
+
+
+def test_training_on_the_cpu_multiplies_matrices_to_the_same_gradients(monkeypatch):
+    x, tokens = inputs(dtype=torch.float64)
+    unet = tiny_text_unet().double().train()
+    fused = []
+    real = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda *args, **names: fused.append(1) or real(*args, **names)
+    )
+
+    def gradients():
+        fused.clear()
+        given = x.clone().requires_grad_()
+        unet(given, T, tokens).sample.square().sum().backward()
+        return given.grad, len(fused)
+
+    reference, count = gradients()
+    assert count == 20
+    with trained_on_cpu(unet):
+        found, count = gradients()
+    assert count == 0 and gradients()[1] == 20, "the context is over"
+    torch.testing.assert_close(found, reference, rtol=1e-9, atol=1e-9)
+    unet.enable_gradient_checkpointing()
+    with trained_on_cpu(unet):
+        assert gradients()[1] > 0, "whoever saves memory keeps the fused kernel"
 
 
 def test_lanes_may_be_mixed(unet):

@@ -129,10 +129,10 @@ def test_zero_terminal_snr_has_finite_predictions_at_the_end():
 @pytest.mark.parametrize(
     ("channels", "extra", "message"),
     [
-        (9, None, "5 extra channels, mask and masked image's latents .inpainting., but Condition.concat holds nothing"),
-        (9, 4, "5 extra channels.* holds 4 channels"),
-        (8, None, "4 extra channels.* .InstructPix2Pix., but Condition.concat holds nothing"),
-        (4, 5, "no extra channels, but Condition.concat holds 5 channels"),
+        (9, None, "5 extra channels, mask and masked image's latents .inpainting., but is given nothing"),
+        (9, 4, "5 extra channels.* is given 4 channels"),
+        (8, None, "4 extra channels.* .InstructPix2Pix., but is given nothing"),
+        (4, 5, "no extra channels, but is given 5 channels"),
     ],
 )
 def test_missing_or_wrong_channels_name_what_the_checkpoint_needs(channels, extra, message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,40 +20,41 @@ SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_
 
 
 @functools.cache
-def tokenizer() -> CLIPTokenizer:
-    """Return a tokenizer of CLIP's kind that takes LENGTH tokens."""
-    return CLIPTokenizer.from_pretrained(resolve("editkit:toy-clip"), model_max_length=LENGTH)
+def tokenizer(length: int = LENGTH) -> CLIPTokenizer:
+    """Return a tokenizer of CLIP's kind that takes so many tokens."""
+    return CLIPTokenizer.from_pretrained(resolve("editkit:toy-clip"), model_max_length=length)
 
 
-def text_encoder() -> CLIPTextModel:
+def text_encoder(**changes: Any) -> CLIPTextModel:
     cut = tokenizer()
     torch.manual_seed(1)
-    config = CLIPTextConfig(
-        hidden_size=WIDTH,
-        intermediate_size=32,
-        num_attention_heads=2,
-        num_hidden_layers=2,
-        vocab_size=len(cut),
-        max_position_embeddings=LENGTH,
-        bos_token_id=cut.bos_token_id,
-        eos_token_id=cut.eos_token_id,
-        pad_token_id=cut.eos_token_id,
-    )
-    return CLIPTextModel(config).eval()
+    config: dict[str, Any] = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 32,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "vocab_size": len(cut),
+        "max_position_embeddings": LENGTH,
+        "bos_token_id": cut.bos_token_id,
+        "eos_token_id": cut.eos_token_id,
+        "pad_token_id": cut.eos_token_id,
+    }
+    return CLIPTextModel(CLIPTextConfig(**(config | changes))).eval()
 
 
-def vae() -> AutoencoderKL:
-    """Return an autoencoder of factor 2 whose posterior has next to no variance: drawing from it gives its mean."""
+def vae(widths: Sequence[int] = (8, 16), **changes: Any) -> AutoencoderKL:
+    """Return an autoencoder, of factor 2, whose posterior has next to no variance: drawing from it gives its mean."""
     torch.manual_seed(2)
-    made = AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=SIZE,
-    ).eval()
+    config: dict[str, Any] = {
+        "block_out_channels": tuple(widths),
+        "down_block_types": ("DownEncoderBlock2D",) * len(widths),
+        "up_block_types": ("UpDecoderBlock2D",) * len(widths),
+        "layers_per_block": 1,
+        "latent_channels": 4,
+        "norm_num_groups": 4,
+        "sample_size": SIZE,
+    }
+    made = AutoencoderKL(**(config | changes)).eval()
     with torch.no_grad():
         made.quant_conv.weight[4:] = 0
         made.quant_conv.bias[4:] = -30
@@ -75,10 +77,10 @@ def unet(in_channels: int = 4, **changes: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(**(config | changes)).eval()
 
 
-def controlnet(seed: int = 4, **changes: Any) -> ControlNetModel:
-    """Return a ControlNet for `unet()` whose zero convolutions are not zero."""
+def controlnet(seed: int = 4, hint: Sequence[int] = (4, 8), **changes: Any) -> ControlNetModel:
+    """Return a ControlNet for `unet()`, with these widths of its hint's embedding, whose zero convolutions are not zero."""
     torch.manual_seed(seed)
-    made = ControlNetModel.from_unet(unet(**changes), conditioning_embedding_out_channels=(4, 8)).eval()
+    made = ControlNetModel.from_unet(unet(**changes), conditioning_embedding_out_channels=tuple(hint)).eval()
     with torch.no_grad():
         for layer in (*made.controlnet_down_blocks, made.controlnet_mid_block, made.controlnet_cond_embedding.conv_out):
             torch.nn.init.normal_(layer.weight, std=0.3)

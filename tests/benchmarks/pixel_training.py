@@ -11,18 +11,17 @@ the same on both sides; the released code's habit of inverting images that it ne
 from __future__ import annotations
 
 import argparse
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from editkit.app.markdown import insert
 from editkit.backbones.base import Backbone
 from editkit.data.items import collate
 from editkit.engine.invert import DDIM
@@ -30,6 +29,7 @@ from editkit.engine.sample import sample
 from editkit.engine.steps import ddim
 from editkit.recipe import build, compose
 from editkit.types import Levels
+from tests.benchmarks.measuring import machine, positive, publish
 
 
 @dataclass
@@ -143,7 +143,7 @@ def _step(optimizer: torch.optim.Optimizer, loss: Any) -> None:
 RELEASED: Mapping[str, Callable[[Work], dict[str, float]]] = {"asyrp": released_asyrp, "diffusionclip": released_diffusionclip}
 
 
-def table(images: int, epochs: int, threads: int) -> str:
+def table(images: int, epochs: int) -> str:
     """Measure and return the table in Markdown."""
     lines = [
         "| training of | released manner, s | editkit float32, s | times faster | editkit bfloat16, s | times faster |",
@@ -160,29 +160,17 @@ def table(images: int, epochs: int, threads: int) -> str:
         whole = {name: sum(seconds.values()) for name, seconds in {"theirs": theirs, **mine}.items()}
         ratios = [f"{whole[name]:.1f} | **{whole['theirs'] / whole[name]:.1f}**" for name in mine]
         lines.append(f"| {recipe}, both | {whole['theirs']:.1f} | {' | '.join(ratios)} |")
-    today = time.strftime("%Y-%m-%d")
-    return "\n".join([*lines, "", f"{images} toy faces, {epochs} epochs, {threads} threads of {_processor()}, {today}.", ""])
+    return "\n".join([*lines, "", f"{images} toy faces, {epochs} epochs; {machine()}", ""])
 
 
-def _processor() -> str:
-    try:
-        names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=16)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--images", type=positive, default=16)
+    parser.add_argument("--epochs", type=positive, default=3)
     parser.add_argument("--update", type=Path, help="Markdown file with the lines <!-- speed --> and <!-- /speed -->")
-    options = parser.parse_args()
-    text = table(options.images, options.epochs, torch.get_num_threads())
-    print(text)
-    if options.update:
-        insert(options.update, "speed", text)
+    options = parser.parse_args(arguments)
+    publish(parser, "speed", options.update, partial(table, options.images, options.epochs))
 
 
 if __name__ == "__main__":

@@ -292,3 +292,16 @@ def test_a_walk_on_plain_levels_is_the_loop_itself(gaussian, x0):
     levels = gaussian.schedule.levels(10)
     assert SOLVERS["unipc"].walk(levels) == {"step": unipc, "levels": levels, "start": 10}
     assert torch.equal(sample(gaussian, x0, **SOLVERS["euler"].walk(levels)), sample(gaussian, x0, levels, step=partial(ddim)))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_noise_is_drawn_for_the_steps_that_add_it_and_for_no_other(wavy, name, x0, noise):
+    solver, levels, drawn = SOLVERS[name], wavy.schedule.levels(5), []
+    walk = solver.walk(levels, noise=lambda i: drawn.append(i) or noise(x0)(i))
+    sample(wavy, x0, **walk)
+    assert bool(drawn) == solver.stochastic
+    if solver.stochastic:
+        with pytest.raises(ValueError, match="this step adds noise"):
+            sample(wavy, x0, **solver.walk(levels))
+    else:
+        assert torch.equal(sample(wavy, x0, **walk), sample(wavy, x0, **solver.walk(levels)))

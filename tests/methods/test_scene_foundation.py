@@ -25,7 +25,7 @@ from editkit.data.world_pairs import WorldPairs
 from editkit.errors import UserError
 from editkit.methods.foundation.clip.scenes import SceneClip, matched, speaks_of_scenes, truth
 from editkit.methods.foundation.dino import ToyDino, centres, dino_figures, matched_patches, partners
-from editkit.methods.foundation.scene_oracle import SceneReader, mirrored
+from editkit.methods.foundation.scene_oracle import SceneReader, exchanged, mirrored
 from editkit.metrics.scene_oracle import SceneOracle, load_scene_oracle
 from editkit.training.scene_figures import accuracy
 
@@ -115,9 +115,20 @@ def test_reconstructions_are_a_third_of_what_the_oracle_sees(tmp_path, monkeypat
     shown = []
     monkeypatch.setattr("editkit.methods.foundation.scene_oracle.spoiled", lambda images: shown.append(images) or images)
     monkeypatch.setattr("editkit.methods.foundation.scene_oracle.mirrored", lambda *pair: pair)
+    monkeypatch.setattr("editkit.methods.foundation.scene_oracle.ODD", 0.0)
     batch = method.dummy_batch()
     method.loss(batch)
     assert [torch.equal(*pair) for pair in zip(shown[0], batch["image"], strict=True)] == [False, True, True, False]
+
+
+def test_pictures_with_exchanged_channels_teach_shapes_and_textures_alone(monkeypatch):
+    monkeypatch.setattr("editkit.methods.foundation.scene_oracle.ODD", 1.0)
+    shown = torch.rand(8, 3, 4, 4)
+    changed, odd = exchanged(shown)
+    assert odd.all() and torch.equal(changed.sort(1).values, shown.sort(1).values)
+    method = SceneReader()
+    losses = method.loss(method.dummy_batch())
+    assert losses["whole"] == 0 and losses["colour"] == 0 and losses["shape"] > 0 and losses["texture"] > 0
 
 
 def test_the_oracle_exports_what_it_trained_and_goes_on_from_it(tmp_path):
@@ -172,6 +183,18 @@ def test_changes_must_go_the_way_of_their_own_texts():
 def test_the_clip_of_scenes_learns_a_batch(clip):
     first, last = falling(copy.deepcopy(clip), clip.dummy_batch(), 25)
     assert all(last[name] < 0.9 * first[name] for name in ("factors", "cells", "contrast", "direction")), (first, last)
+
+
+def test_the_pooled_token_is_asked_what_a_single_object_is_unless_its_style_hides_that(clip):
+    star, cup = Thing("star", "red"), Thing("cup", "blue")
+    pooled = torch.zeros(3, clip.thing_head.in_features, requires_grad=True)
+    shown = [Scene((star,)), Scene((star,), style="pencil"), Scene((star, cup))]
+    clip._things(pooled, shown, [frozenset(), frozenset({"shape", "colour", "texture"}), frozenset()]).backward()
+    assert [bool(row.any()) for row in pooled.grad] == [True, False, False]
+    with torch.no_grad():
+        clip.thing_head.bias[list(OF_THINGS["shape"]).index("star")] += 20
+        right, wrong = (clip._things(pooled, [Scene((one,))], [frozenset()]) for one in (star, cup))
+    assert right + 5 < wrong
 
 
 @pytest.mark.parametrize("face", [True, False])

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from editkit.metrics.clip import direction
+from editkit.metrics.clip import direction, directions
 from editkit.metrics.frechet import frechet
 from editkit.metrics.identity import similarity
 from editkit.metrics.images import mean
@@ -30,6 +30,12 @@ def test_direction_of_equal_pictures_is_undefined_left_out_and_counted():
 def test_equal_captions_have_no_direction():
     with pytest.raises(ValueError, match="mean the same"):
         direction(unit([1, 0]), unit([0, 1]), unit([1, 0]), unit([1, 0]))
+
+
+def test_captions_of_each_picture_are_taken_with_their_own_and_equal_ones_are_undefined():
+    source, edited = unit([1, 0, 0], [1, 0, 0], [1, 0, 0]), unit([0, 1, 0], [0, 1, 0], [0, 1, 0])
+    found = directions(source, edited, unit([1, 0, 0], [0, 1, 0], [1, 0, 0]), unit([0, 1, 0], [1, 0, 0], [1, 0, 0]))
+    assert found[:2].tolist() == pytest.approx([1, -1]) and found[2].isnan()
 
 
 def test_identity_of_equal_pictures_is_one():

@@ -4,33 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
 from editkit.data.items import image_tensor
 from editkit.data.toyworld.scenes.drawing import picture, render
 from editkit.data.toyworld.scenes.edits import KINDS
-from editkit.data.toyworld.scenes.factors import Scene, readable
+from editkit.data.toyworld.scenes.factors import readable
 from editkit.data.toyworld.scenes.world import edit_at
-from editkit.metrics.scene_edits import ASPECTS, Expectation, SceneReading, against_truth, expected, judged, score
+from editkit.metrics.scene_edits import Expectation, against_truth, expected, judged, kept_by_factor, score
+from tests.metrics.perfect import reading
 
 
 def expectation(edit) -> Expectation:
     masks = [torch.from_numpy(picture(scene).seen) for scene in (edit.source, edit.target)]
     return expected(edit, *masks, readable(edit.source), readable(edit.target))
-
-
-def reading(scene: Scene, what: Expectation) -> SceneReading:
-    """Read a scene as its own renderer knows it: a region holds what covers most of it."""
-    instances = picture(scene).instances
-    seen = []
-    for region in what.regions.numpy() > 0:
-        number = int(np.bincount(instances[region], minlength=5).argmax())
-        thing = scene.things[number - 1] if number else None
-        seen.append({name: getattr(thing, name) for name in ASPECTS} if thing else None)
-    whole = {name: getattr(scene, name) for name in ("place", "time", "season", "style")}
-    return SceneReading(whole | {"count": str(len(scene.things))}, seen)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -106,3 +94,16 @@ def test_pixels_are_compared_with_the_truth_where_it_differs_from_the_source():
     unedited, right = against_truth(source, source, truth), against_truth(truth, source, truth)
     assert unedited["psnr_outside"] == right["psnr_outside"] == right["psnr_inside"] == 60
     assert unedited["psnr_inside"] < 25
+
+
+def test_what_was_kept_is_counted_by_factor_over_the_claims_about_it():
+    edit = next(e for e in (edit_at("test", k, ("recolour",)) for k in range(60)) if len(e.source.things) == 2)
+    other = next(thing for thing in edit.target.things if thing != edit.after)
+    things = tuple(
+        replace(one, texture="dotted" if one.texture != "dotted" else "plain") if one == other else one
+        for one in edit.target.things
+    )
+    what = expectation(edit)
+    kept = kept_by_factor([what, what], [reading(edit.target, what), reading(replace(edit.target, things=things), what)])
+    assert kept["texture"].tolist() == [1, 0.5] and kept["shape"].tolist() == kept["place"].tolist() == [1, 1]
+    assert kept["season"].isnan().all() == ("season" not in readable(edit.source))

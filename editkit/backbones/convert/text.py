@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +18,9 @@ from editkit.backbones.convert.ldm import part
 from editkit.errors import UserError
 
 TOWER, OPEN_TOWER = "cond_stage_model.transformer.text_model.", "cond_stage_model.model."
+# Weights whose shapes say what a tower is: of its tokens, of a block's MLP, of its positions.
+OPENAI_SHAPES = ("embeddings.token_embedding.weight", "encoder.layers.0.mlp.fc1.weight", "embeddings.position_embedding.weight")
+OPEN_SHAPES = ("token_embedding.weight", "transformer.resblocks.0.mlp.c_fc.weight", "positional_embedding")
 INNER = "text_model."  # in published files; transformers may leave it out in memory
 VOCABULARY = clip.VOCABULARY
 NO_TOKENIZER = (
@@ -37,17 +40,8 @@ def to_text_encoder(source: Source) -> CLIPTextModel:
     tower = part(source, TOWER)
     tensors = {name: value for name, value in tower.tensors.items() if not name.endswith("position_ids")}
     layers = _count(r"encoder\.layers\.(\d+)\.", tensors)
-    vocabulary, width = tower.shape("embeddings.token_embedding.weight")
-    config = CLIPTextConfig(
-        hidden_size=width,
-        intermediate_size=tower.shape("encoder.layers.0.mlp.fc1.weight")[0],
-        num_hidden_layers=layers,
-        num_attention_heads=width // clip.HEAD_CHANNELS,
-        hidden_act="quick_gelu",
-        max_position_embeddings=tower.shape("embeddings.position_embedding.weight")[0],
-        projection_dim=width,
-        **_ids(vocabulary, vocabulary - 1),
-    )
+    shapes = [tower.shape(name) for name in OPENAI_SHAPES]
+    config = _config(*shapes, layers=layers, act="quick_gelu", pad=shapes[0][0] - 1)
     return _filled(source.name, config, {INNER + name: value for name, value in tensors.items()})
 
 
@@ -55,17 +49,8 @@ def _open_clip(tower: Source) -> CLIPTextModel:
     last = _count(r"transformer\.resblocks\.(\d+)\.", tower.tensors) - 1
     left = ("logit_scale", "text_projection", "attn_mask", f"transformer.resblocks.{last}.")
     tensors = {name: value for name, value in tower.tensors.items() if not name.startswith(left)}
-    vocabulary, width = tower.shape("token_embedding.weight")
-    config = CLIPTextConfig(
-        hidden_size=width,
-        intermediate_size=tower.shape("transformer.resblocks.0.mlp.c_fc.weight")[0],
-        num_hidden_layers=last,
-        num_attention_heads=width // clip.HEAD_CHANNELS,
-        hidden_act="gelu",
-        max_position_embeddings=tower.shape("positional_embedding")[0],
-        projection_dim=width,
-        **_ids(vocabulary, 0),  # OpenCLIP pads with token 0
-    )
+    shapes = [tower.shape(name) for name in OPEN_SHAPES]
+    config = _config(*shapes, layers=last, act="gelu", pad=0)  # OpenCLIP pads with token 0
     return _filled(tower.name, config, clip.renamed(tensors))
 
 
@@ -112,9 +97,24 @@ def save_text_encoder(model: CLIPTextModel, folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _ids(vocabulary: int, pad: int) -> dict[str, int]:
-    """Return sizes and the ids that start, end (the highest, where the tower pools) and pad a text."""
-    return {"vocab_size": vocabulary, "bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": pad}
+def _config(
+    tokens: Sequence[int], mlp: Sequence[int], positions: Sequence[int], *, layers: int, act: str, pad: int
+) -> CLIPTextConfig:
+    """Return the config of a tower by the shapes of three of its weights; the highest id ends a text, and there it pools."""
+    vocabulary, width = tokens
+    return CLIPTextConfig(
+        hidden_size=width,
+        intermediate_size=mlp[0],
+        num_hidden_layers=layers,
+        num_attention_heads=width // clip.HEAD_CHANNELS,
+        hidden_act=act,
+        max_position_embeddings=positions[0],
+        projection_dim=width,
+        vocab_size=vocabulary,
+        bos_token_id=vocabulary - 2,
+        eos_token_id=vocabulary - 1,
+        pad_token_id=pad,
+    )
 
 
 def _count(pattern: str, names: Mapping[str, Tensor]) -> int:

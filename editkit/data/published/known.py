@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +22,7 @@ class Layout:
         module: its data module.
         looks: says whether a folder looks like it, from a few names in it.
         offers: what it can hold besides images, with what to do where that is missing.
+        exemplars: of data=NAME, its objects as exemplar pairs; "" for none.
     """
 
     name: str
@@ -30,6 +31,12 @@ class Layout:
     module: str
     looks: Callable[[Path], bool]
     offers: Mapping[str, str] = field(default_factory=dict)
+    exemplars: str = ""
+
+    def chosen(self, root: Path, wanted: Collection[str] = ()) -> str:
+        """Return the overrides that choose it for a method that wants these things."""
+        pairs = self.exemplars and "references" in wanted
+        return f"data={self.exemplars} data.inner.root={root}" if pairs else f"data={self.name} data.root={root}"
 
     def opened(self, root: Path, size: int) -> Any:
         """Return its data module over a folder."""
@@ -111,6 +118,7 @@ LAYOUTS = (
             "masks": "the picture has no object of a fit size: it is left out of training",
             "references": "the picture has no object of a fit size: it is left out of training",
         },
+        exemplars="coco_exemplars",
     ),
     Layout(
         "openimages",
@@ -124,6 +132,7 @@ LAYOUTS = (
             "masks": "the picture has no box of a fit size: it is left out of training",
             "references": "the picture has no box of a fit size: it is left out of training",
         },
+        exemplars="openimages_exemplars",
     ),
     Layout(
         "magicbrush",
@@ -148,6 +157,7 @@ LAYOUTS = (
             "instructions": 'give prompt.json an "edit", or the column edit_prompt a text',
             "targets": "put SEED_1.jpg beside SEED_0.jpg",
             "captions": 'give prompt.json an "input", or the file a column original_prompt',
+            "target_texts": 'give prompt.json an "output", or the file a column edited_prompt',
         },
     ),
     Layout(

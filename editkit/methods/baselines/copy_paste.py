@@ -6,11 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from editkit.backbones.base import Backbone
-from editkit.data.box_exemplars import box_of
+from editkit.data.pasted import squashed
 from editkit.training.method import Artefact, Editor, Method
 from editkit.training.painting import check_mask
 from editkit.types import EditRequest, EditResult
@@ -31,18 +30,8 @@ class CopyPasteEditor(Editor):
 
     def edit(self, requests: Sequence[EditRequest], state: Any) -> EditResult:
         """Return the images with their first references in their masks."""
-        return EditResult(torch.stack([pasted(request) for request in requests]))
-
-
-def pasted(request: EditRequest) -> Tensor:
-    """Return the image (3, H, W) of a request with its first reference, resized to the mask's box, where the mask is."""
-    image, mask = request.image.clone(), request.mask[0]  # type: ignore[union-attr, index]
-    left, top, right, bottom = box_of(mask)
-    size = (bottom - top, right - left)
-    fitted = F.interpolate(request.references[0][None], size=size, mode="bicubic", antialias=True)[0].clamp(-1, 1)
-    part = image[:, top:bottom, left:right]
-    image[:, top:bottom, left:right] = torch.where(mask[top:bottom, left:right] >= 0.5, fitted, part)
-    return image
+        pictures = [squashed(one.image, one.mask, one.references[0]) for one in requests]  # type: ignore[arg-type]
+        return EditResult(torch.stack(pictures))
 
 
 class CopyPaste(Method):

@@ -57,11 +57,11 @@ class Inpaint(Method):
         self, *, backbone: Backbone, steps: int = 50, scale: float = 7.5, solver: str = "ddim", negative: str = ""
     ) -> None:
         super().__init__()
-        reads = isinstance(backbone, LatentBackbone) and not isinstance(backbone, ExemplarBackbone)
-        if not reads or backbone.extra_channels != 5 or backbone.text_encoder is None:  # type: ignore[attr-defined]
+        odd = _odd(backbone)
+        if odd:
             raise UsageError(
-                "inpaint needs a latent inpainting model that reads text, with 5 channels beyond the latents: "
-                "choose backbone=sd15_inpainting or backbone=toy_inpainting"
+                "inpaint needs a latent inpainting model that reads text, with 5 channels beyond the latents; "
+                f"this backbone {odd}: choose backbone=sd15_inpainting or backbone=toy_inpainting"
             )
         self.backbone = backbone
         self.settings = {"steps": steps, "scale": scale, "solver": solver, "negative": negative}
@@ -73,3 +73,12 @@ class Inpaint(Method):
     def editor(self, artefacts: Sequence[Artefact]) -> Editor:
         """Return the editor; it uses no trained parts."""
         return InpaintEditor(self.backbone, **self.settings)  # type: ignore[arg-type]
+
+
+def _odd(backbone: Backbone) -> str:
+    """Return why a text cannot be painted with a backbone, "" if it can."""
+    if not isinstance(backbone, LatentBackbone):
+        return "is one of pixels"
+    if isinstance(backbone, ExemplarBackbone) or backbone.text_encoder is None:
+        return "reads no text"
+    return "" if backbone.extra_channels == 5 else f"has {backbone.extra_channels}"

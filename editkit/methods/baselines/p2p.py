@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from editkit.backbones.attention import constant_text
 from editkit.backbones.attention_taps import attention_taps
 from editkit.backbones.latent import LatentBackbone
 from editkit.engine.denoiser import Denoiser
@@ -103,7 +104,8 @@ class PromptToPromptEditor(Editor):
         keys = [request.key for request in requests]
         noise = level_noise(latents.shape[1:], keys, seed=seeds, sample=samples, purpose="p2p", device=device)
         cond = stack([self.backbone.condition(one.with_(prompt=one.source_prompt)) for one in requests], [1] * len(requests))
-        return self.inverter.invert(self._denoiser(), latents, levels, cond, noise=noise)
+        with constant_text(self.backbone):
+            return self.inverter.invert(self._denoiser(), latents, levels, cond, noise=noise)
 
     @torch.no_grad()
     def edit(self, requests: Sequence[EditRequest], state: Trajectory) -> EditResult:
@@ -118,7 +120,7 @@ class PromptToPromptEditor(Editor):
         own = None if state.inverter == Direct.name else back.get("on_step")  # what direct inversion does is done to the sources
         back["on_step"] = _in_turn(own, _sources_from(state), control.on_step)
         guidance = _left_alone(back.pop("guidance", ClassifierFree(self.scale, told[-1])))
-        with attention_taps(backbone.unet, control):
+        with attention_taps(backbone.unet, control), constant_text(backbone):
             x = sample(Controlled(backbone, control, state.levels, state.start), cond=cond, guidance=guidance, **back)
         calls = float(state.calls + state.start * 2 * (1 if self.scale in (0, 1) else 2))
         return EditResult(backbone.decode(x[count:]), scores={"network_calls": [calls] * count})

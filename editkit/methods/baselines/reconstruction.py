@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import nn
 
+from editkit.backbones.attention import constant_text
 from editkit.backbones.base import Backbone
 from editkit.backbones.inversion import Inversion
 from editkit.engine.cache import InversionCache
@@ -45,7 +46,7 @@ class ReconstructionEditor(Editor):
     @torch.no_grad()
     def edit(self, requests: Sequence[EditRequest], state: Trajectory) -> EditResult:
         """Return the images as they come back."""
-        with count_calls(self.backbone, flops=False) as down:
+        with count_calls(self.backbone, flops=False) as down, constant_text(self.backbone):
             latents = sample(self.backbone, cond=self._condition(requests), **replay(state))
         calls = float(state.calls + down.calls)
         return EditResult(self.backbone.decode(latents), scores={"network_calls": [calls] * len(requests)})

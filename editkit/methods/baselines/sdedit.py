@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import nn
 
+from editkit.backbones.attention import constant_text
 from editkit.backbones.base import Backbone
 from editkit.engine.guidance import ClassifierFree
 from editkit.engine.invert import SDEdit, replay
@@ -53,7 +54,8 @@ class SDEditEditor(Editor):
         """Return the images sampled back under their prompts."""
         cond, uncond = self._condition(requests), self._condition([request.with_(prompt="") for request in requests])
         scale = 1.0 if cond is None else self.scale
-        latents = sample(self.backbone, cond=cond, guidance=ClassifierFree(scale, uncond), **replay(state))
+        with constant_text(self.backbone):
+            latents = sample(self.backbone, cond=cond, guidance=ClassifierFree(scale, uncond), **replay(state))
         calls = float(state.start * (1 if scale in (0, 1) else 2))
         return EditResult(self.backbone.decode(latents), scores={"network_calls": [calls] * len(requests)})
 

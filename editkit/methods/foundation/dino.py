@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model
 
+from editkit.backbones.attention import prepare_on_cpu
 from editkit.backbones.dino import DinoEncoder, load_dino
 from editkit.data.disturbances import disturbed
 from editkit.data.items import collate
@@ -72,6 +73,7 @@ class ToyDino(FolderMethod):
         masks, count = batch["object_masks"], len(batch["image"])
         images = torch.cat([batch["image"], batch["other"]])
         shown = disturbed(some_alone(images, torch.cat([masks[:, 0], masks[:, 1]])))
+        prepare_on_cpu(self.dino)
         tokens = self.dino(shown).last_hidden_state.float()
         kinds = alike(batch["caption"])
         first, second, owners = partners(tokens[:count, 1:], tokens[count:, 1:], masks, batch["frames"])

@@ -47,14 +47,19 @@ class Picture:
         instances: uint8 (H, W), 0 behind the objects, else 1 + the object's place in `scene.things`; with `labels` the
             panoptic map.
         whole: bool (N, H, W), each object as if nothing stood before it (amodal masks).
-        sketch: uint8 (H, W), the borders of everything, black on white.
+        canvas: what it was drawn on, fine, with labels.
     """
 
     image: np.ndarray
     labels: np.ndarray
     instances: np.ndarray
     whole: np.ndarray
-    sketch: np.ndarray
+    canvas: Canvas
+
+    @property
+    def sketch(self) -> np.ndarray:
+        """The borders of everything, black on white: uint8 (H, W). Drawn when asked for, which costs as much as the rest."""
+        return self.canvas.borders()
 
     @property
     def seen(self) -> np.ndarray:
@@ -79,7 +84,7 @@ def picture(scene: Scene, size: int = 64, window: Window = WHOLE) -> Picture:
         labels=np.array(parts, dtype=np.uint8)[numbers],
         instances=instances,
         whole=np.stack(whole) if whole else np.zeros((0, size, size), dtype=bool),
-        sketch=canvas.borders(),
+        canvas=canvas,
     )
 
 

@@ -2,8 +2,9 @@
 
 The same contrastive training as for faces (`faces`): the sigmoid loss (Zhai et al. 2023) where a caption is a positive of every
 picture that it is TRUE of, counterfactual pairs whose pictures must move as their captions do, and classes that warm the vision
-tower up: factors of the whole from its pooled token, what stands where from its patches. One term more is for the text tower,
-which diffusion models read: an instruction must fit the pair of pictures that it led from one to the other.
+tower up: factors of the whole and of an object alone from its pooled token, what stands where from its patches. One term more
+is for the text tower, which diffusion models read: an instruction must fit the pair of pictures that it led from one to the
+other.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from editkit.backbones.clip import load_clip
 from editkit.data.items import collate
-from editkit.data.scene_classes import OF_THINGS, OF_WHOLES, cell_classes, class_cost, whole_classes
+from editkit.data.scene_classes import OF_THINGS, OF_WHOLES, UNSEEN, cell_classes, class_cost, whole_classes
 from editkit.data.toyworld import captions as of_faces
 from editkit.data.toyworld.captions import Caption
 from editkit.data.toyworld.faces import Face
@@ -82,6 +83,7 @@ class SceneClip(ClipTraining):
         self.side = image_size // patch
         self.face_head = nn.Linear(width, sum(len(values) for values in FACTORS.values()))
         self.whole_head = nn.Linear(width, sum(len(values) for values in OF_WHOLES.values()))
+        self.thing_head = nn.Linear(width, sum(len(values) for values in OF_THINGS.values()))
         self.cell_head = nn.Linear(width, 1 + sum(len(values) for values in OF_THINGS.values()))
         self.change_head = nn.Linear(2 * dim, dim)
 
@@ -101,7 +103,7 @@ class SceneClip(ClipTraining):
             differ = [k for k in range(count) if told[k].text != told[count + k].text]
             ways, moves = spoken[count : 2 * count] - spoken[:count], seen[count:] - seen[:count]
             losses = {
-                "factors": self._factors(pooled, shown),
+                "factors": self._factors(pooled, shown) + self._things(pooled, shown, hidden),
                 "cells": self._cells(patches, shown, instances),
                 "contrast": self._sigmoid(spoken, seen, true, clear),
                 "direction": matched(moves[differ], ways[differ], [batch["change"][k] for k in differ]),
@@ -132,6 +134,17 @@ class SceneClip(ClipTraining):
             costs = [class_cost(part, classes[name]) for name, part in zip(OF_WHOLES, parts, strict=True)]
             cost = cost + len(scenes) * torch.stack(costs).mean()
         return cost / len(shown)
+
+    def _things(self, pooled: Tensor, shown: Sequence[Face | Scene], hidden: Sequence[frozenset[str]]) -> Tensor:
+        """Return the cost of reading from the pooled token what the object of pictures of a single one is."""
+        alone = [k for k in by_domain(shown)[1] if len(shown[k].things) == 1]
+        parts = self.thing_head(pooled[alone]).split([len(values) for values in OF_THINGS.values()], dim=1)
+        told = [(vars(shown[k].things[0]), hidden[k]) for k in alone]
+        costs = []
+        for (name, values), part in zip(OF_THINGS.items(), parts, strict=True):
+            classes = [UNSEEN if name in lost else values.index(thing[name]) for thing, lost in told]
+            costs.append(class_cost(part, torch.tensor(classes, dtype=torch.long)))
+        return torch.stack(costs).mean()
 
     def _cells(self, patches: Tensor, shown: Sequence[Face | Scene], instances: Tensor) -> Tensor:
         """Return the cost of naming what the patches of scenes show."""

@@ -17,6 +17,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from editkit.backbones.attention import prepare_on_cpu, trained_on_cpu
 from editkit.backbones.autoencoder import load_autoencoder
 from editkit.backbones.latent import LatentBackbone
 from editkit.backbones.latent_folder import load_latent, save_latent
@@ -120,7 +121,8 @@ class LatentDiffusion(FolderMethod):
         x = alpha_bar.sqrt() * z + (1 - alpha_bar).sqrt() * eps
         v = alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * z
         given = x if extra is None else torch.cat([x, extra], 1)
-        error = (self.unet(given, t, tokens).sample.float() - v).square()
+        with trained_on_cpu(self.unet):
+            error = (self.unet(given, t, tokens).sample.float() - v).square()
         if objects is not None:
             error = error * (1 + self.foreground * alpha_bar * F.adaptive_avg_pool2d(objects, z.shape[2:]))
         return error.mean((1, 2, 3))
@@ -128,6 +130,7 @@ class LatentDiffusion(FolderMethod):
     def _read(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return the text encoder's last hidden state (B, L, D) and the token ids (B, L)."""
         length = self.text_encoder.config.max_position_embeddings
+        prepare_on_cpu(self.text_encoder)
         cut = self.tokenizer(list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         ids = cut.input_ids.to(self.device)
         return self.text_encoder(ids).last_hidden_state, ids

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from editkit.backbones.base import Backbone
 from editkit.data.encoded import drawn
+from editkit.data.items import check_holds
 from editkit.engine.solvers import solver_named
 from editkit.errors import UsageError
 from editkit.methods.fully_supervised.instructpix2pix.pairs import PairMaker
@@ -23,6 +24,7 @@ from editkit.types import Condition, EditRequest
 
 NAME = "instructpix2pix"
 SHOWN = 8  # edits of a sample grid
+CHOOSE = "choose data=instructpix2pix or data=magicbrush with data.root=DIR, or data=scene_edits"
 
 
 class InstructPix2Pix(UNetTuning):
@@ -36,7 +38,7 @@ class InstructPix2Pix(UNetTuning):
             without trained parts too, and is trained on.
         steps, text_scale, image_scale, solver, negative, rescale: of an edit, see `InstructedEditor`.
         dropped: share of the samples without their text, without their image, and without both, a share each.
-        checkpointing: see `UNetTuning`.
+        checkpointing, lora: see `UNetTuning`.
         pairs: makes training pairs, for the task `pairs`.
 
     Raises:
@@ -55,6 +57,7 @@ class InstructPix2Pix(UNetTuning):
         rescale: float = 0.0,
         dropped: float = 0.05,
         checkpointing: bool = False,
+        lora: Mapping[str, Any] | None = None,
         pairs: PairMaker | None = None,
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
@@ -64,8 +67,10 @@ class InstructPix2Pix(UNetTuning):
         solver_named(solver)
         ready = getattr(backbone, "extra_channels", 0) != 0
         latent = widened(backbone, getattr(backbone, "sample_shape", (0,))[0], NAME, "sd15")
-        super().__init__(latent, checkpointing=checkpointing, solver=solver, optimizer=optimizer, scheduler=scheduler)
+        training: dict[str, Any] = {"checkpointing": checkpointing, "lora": lora, "optimizer": optimizer, "scheduler": scheduler}
+        super().__init__(latent, solver=solver, **training)
         self.dropped, self.pairs, self._ready = dropped, pairs, ready
+        self.new_layers = () if ready else ("conv_in.",)
         self.sampling: dict[str, Any] = {"steps": steps, "text_scale": text_scale, "image_scale": image_scale}
         self.sampling |= {"solver": solver, "negative": negative, "rescale": rescale}
         self.preview: list[EditRequest] = []
@@ -92,8 +97,13 @@ class InstructPix2Pix(UNetTuning):
 
     @torch.no_grad()
     def precompute(self, dataset: Any) -> None:
-        """Keep a few training pairs for the sample grid."""
+        """Keep a few training pairs for the sample grid.
+
+        Raises:
+            UsageError: data of something else.
+        """
         items = [dataset[k] for k in range(min(SHOWN, len(dataset)))]
+        check_holds(items[0], ("image", "target", "instruction"), NAME, CHOOSE)
         self.preview = [
             EditRequest(item["key"], image=self._picture(item, "image"), instruction=item["instruction"]) for item in items
         ]

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from editkit.backbones.attention import constant_text
 from editkit.backbones.attention_taps import attention_taps
 from editkit.backbones.clip import ClipEncoder
 from editkit.backbones.latent import LatentBackbone
@@ -127,9 +128,11 @@ def drawn_pair(backbone: LatentBackbone, edit: Edit, *, seed: int, steps: int, s
     guidance = ClassifierFree(scale, _told(backbone, [""]))
     walk: dict[str, Any] = {"cond": _told(backbone, [edit.caption, edit.target_caption]), "guidance": guidance}
     walk |= {"step": solver.step, "noise": lambda i: one(i).repeat(2, 1, 1, 1)}
-    with attention_taps(backbone.unet, as_the_first, "*.attn1"):
-        x = sample(backbone, x, levels, stop=steps - held, **walk)
-    return backbone.decode(sample(backbone, x, levels, start=steps - held, **walk)).clamp(-1, 1)
+    with constant_text(backbone):
+        with attention_taps(backbone.unet, as_the_first, "*.attn1"):
+            x = sample(backbone, x, levels, stop=steps - held, **walk)
+        x = sample(backbone, x, levels, start=steps - held, **walk)
+    return backbone.decode(x).clamp(-1, 1)
 
 
 def as_the_first(q: Tensor, k: Tensor, v: Tensor, place: Place) -> Tensor:

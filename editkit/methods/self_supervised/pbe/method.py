@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,10 @@ from editkit.backbones.inpainting import exemplar_channels
 from editkit.backbones.latent import LatentBackbone
 from editkit.backbones.scheduler_config import for_solver
 from editkit.data.encoded import drawn
-from editkit.data.items import collate
+from editkit.data.items import check_holds, collate
 from editkit.errors import UsageError, UserError
 from editkit.methods.self_supervised.pbe.editor import NAME, PaintByExampleEditor
+from editkit.networks.lora import merged
 from editkit.training.denoising import denoising_error
 from editkit.training.editor import images_of
 from editkit.training.method import Artefact, OptimizerFactory, SchedulerFactory
@@ -30,6 +30,7 @@ from editkit.types import Condition, EditRequest
 KIND = "exemplar"
 SHOWN = 8  # edits of a sample grid
 CHOOSE = "choose backbone=sd14 to train, or backbone=pbe"
+DATA = "choose data=scene_exemplars, or data=openimages_exemplars or data=coco_exemplars with data.inner.root=DIR"
 
 
 class PaintByExample(PipelineMethod):
@@ -47,6 +48,7 @@ class PaintByExample(PipelineMethod):
         dropped: share of the samples whose reference is replaced by the learned vector (section 3.4).
         dropped_together: one draw decides for the whole batch, as in the released code.
         checkpointing: run the UNet's blocks again in the backward pass instead of keeping their activations.
+        lora: see `PipelineMethod`.
 
     Raises:
         UsageError: a backbone of another kind, or a share that is none.
@@ -69,14 +71,16 @@ class PaintByExample(PipelineMethod):
         dropped: float = 0.2,
         dropped_together: bool = False,
         checkpointing: bool = False,
+        lora: Mapping[str, Any] | None = None,
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
     ) -> None:
-        super().__init__(optimizer=optimizer, scheduler=scheduler)
+        super().__init__(lora=lora, optimizer=optimizer, scheduler=scheduler)
         if not 0 <= dropped <= 1:
             raise UsageError(f"method.dropped={dropped} is out of range; give a share of the samples, 0 to 1")
         self._edits_already = isinstance(backbone, ExemplarBackbone)
         self.backbone = exemplar_backbone(backbone, encoder)
+        self.new_layers = () if self._edits_already else ("conv_in.",)
         self.dropped, self.dropped_together, self.checkpointing = dropped, dropped_together, checkpointing
         self.sampling: dict[str, Any] = {"steps": steps, "scale": scale, "solver": solver}
         self.sampling |= {"ref_resize": ref_resize, "mask_resize": mask_resize}
@@ -91,12 +95,11 @@ class PaintByExample(PipelineMethod):
 
     def trainable(self) -> dict[str, Iterable[nn.Parameter]]:
         """Return the UNet, and the image encoder without its tower."""
-        return {"painter": [*self.backbone.unet.parameters(), *self.backbone.image_encoder.learned()]}
+        return {"painter": [*self.tuned_parameters(), *self.backbone.image_encoder.learned()]}
 
     def prepare_training(self) -> None:
-        """Note which weights the training starts from, and make what is trained ready for it, in single precision."""
-        self.starts_from = self.backbone.digest()
-        self.backbone.unet.float()
+        """Make what is trained ready for training, in single precision."""
+        super().prepare_training()
         self.backbone.image_encoder.float()
         if self.checkpointing:
             self.backbone.unet.enable_gradient_checkpointing()
@@ -126,8 +129,13 @@ class PaintByExample(PipelineMethod):
         return drawn(torch.stack(self.backbone.posterior(images), 1)) * self.backbone.vae.config.scaling_factor
 
     def precompute(self, dataset: Any) -> None:
-        """Keep a few training pairs for the sample grid."""
+        """Keep a few training pairs for the sample grid.
+
+        Raises:
+            UsageError: data of something else.
+        """
         items = [dataset[k] for k in range(min(SHOWN, len(dataset)))]
+        check_holds(items[0], ("image", "mask", "references"), NAME, DATA)
         self.preview = [EditRequest(i["key"], image=i["image"], mask=i["mask"], references=i["references"]) for i in items]
 
     def sample_grid(self) -> Tensor | None:
@@ -151,14 +159,9 @@ class PaintByExample(PipelineMethod):
 
     # What it leaves, and editing.
 
-    def artefacts(self) -> list[Artefact]:
-        """Return what was trained, in half precision, named after the recipe."""
-        (whole,) = super().artefacts()
-        return [Artefact(whole.name, {name: tensor.half() for name, tensor in whole.tensors.items()}, card=whole.card)]
-
     def save_pipeline(self, folder: Path) -> None:
         """Write the whole model in the published layout."""
-        whole = copy.deepcopy(self.backbone).half()
+        whole = merged(self.backbone).half()
         whole.scheduler = for_solver(whole.scheduler, self.sampling["solver"])
         save_exemplar(whole, folder)
 
@@ -175,13 +178,13 @@ class PaintByExample(PipelineMethod):
         if artefact.card.get("kind") != KIND:
             maker = artefact.card.get("method", "something unknown")
             raise UserError(f"the weights {artefact.name!r} are not of {NAME} (made by {maker})")
-        names, theirs = ({n: tuple(t.shape) for n, t in state.items()} for state in (self.trained_state(), artefact.tensors))
+        names, theirs = ({n: tuple(t.shape) for n, t in state.items()} for state in (self.whole_state(), artefact.tensors))
         if odd := sorted(name for name, _ in names.items() ^ theirs.items()):
             seen, here = theirs.get(odd[0], "missing"), names.get(odd[0], "unknown")
             raise UserError(
                 f"the weights {artefact.name!r} do not fit this backbone and encoder: their {odd[0]} is {seen}, here {here}"
             )
-        backbone = copy.deepcopy(self.backbone).requires_grad_(False).eval()
+        backbone = merged(self.backbone).requires_grad_(False).eval()
         own = backbone.state_dict()
         for name, tensor in artefact.tensors.items():
             own[name.removeprefix("backbone.")].copy_(tensor)

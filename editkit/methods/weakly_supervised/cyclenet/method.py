@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import ControlNetModel
 from torch import Tensor, nn
 
+from editkit.backbones.attention import trained_on_cpu
 from editkit.backbones.base import Backbone
 from editkit.backbones.controlnet import Controlled, load_controlnet
 from editkit.backbones.latent import LatentBackbone
@@ -19,6 +21,7 @@ from editkit.data.encoded import drawn
 from editkit.errors import UsageError, UserError
 from editkit.methods.weakly_supervised.cyclenet.editor import CycleNetEditor
 from editkit.methods.weakly_supervised.cyclenet.terms import NET, Batch, Weights, terms
+from editkit.networks.lora import merged
 from editkit.training.editor import images_of
 from editkit.training.method import Artefact, OptimizerFactory, SchedulerFactory
 from editkit.training.pipeline_export import PipelineMethod
@@ -46,6 +49,7 @@ class CycleNet(PipelineMethod):
         terms: weights of the terms, fields of `Weights`; FastCycleNet has consistency 0 and cycle 0.
         clamp_hint: keep translated images in [0, 1] where they become hints.
         checkpointing: run each pass again in the backward pass instead of keeping its activations.
+        lora: see `PipelineMethod`; of the decoder, the ControlNet learns as a whole.
         steps, strength, eta, scale, parity: of an edit, see `CycleNetEditor`.
         control: scale of what the ControlNet adds in an edit; 0 leaves it out.
 
@@ -54,6 +58,8 @@ class CycleNet(PipelineMethod):
     """
 
     kind = NAME
+    strip: ClassVar[str] = "backbone."
+    tuned_layers: ClassVar[tuple[str, ...]] = ("up_blocks.", "conv_norm_out.", "conv_out.")
 
     def __init__(
         self,
@@ -63,6 +69,7 @@ class CycleNet(PipelineMethod):
         terms: Mapping[str, float] | None = None,
         clamp_hint: bool = False,
         checkpointing: bool = False,
+        lora: Mapping[str, Any] | None = None,
         steps: int = 100,
         strength: float = 0.5,
         eta: float = 1.0,
@@ -72,7 +79,7 @@ class CycleNet(PipelineMethod):
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
     ) -> None:
-        super().__init__(optimizer=optimizer, scheduler=scheduler)
+        super().__init__(lora=lora, optimizer=optimizer, scheduler=scheduler)
         self.backbone = checked(backbone)
         self._given = controlnet is not None
         self.controlnet = new_controlnet(self.backbone) if controlnet is None else fitting(self.backbone, controlnet)
@@ -96,15 +103,11 @@ class CycleNet(PipelineMethod):
 
     def trainable(self) -> dict[str, Iterable[nn.Parameter]]:
         """Return the ControlNet and the UNet's decoder: its up blocks and what follows them."""
-        unet = self.backbone.unet
-        decoder = (unet.up_blocks, unet.conv_norm_out, unet.conv_out)
-        parts = [part for part in (self.controlnet, *decoder) if part is not None]
-        return {NAME: [parameter for part in parts for parameter in part.parameters()]}
+        return {NAME: [*self.controlnet.parameters(), *self.tuned_parameters()]}
 
     def prepare_training(self) -> None:
-        """Note which weights the training starts from, and bring what is trained to single precision."""
-        self.starts_from = self.backbone.digest()
-        self.backbone.unet.float()
+        """Make what is trained ready for training, in single precision."""
+        super().prepare_training()
         self.controlnet.float()
 
     def train(self, mode: bool = True) -> CycleNet:
@@ -140,7 +143,9 @@ class CycleNet(PipelineMethod):
         source, target = self._tokens(batch["caption"], batch["target_caption"])
         t = torch.randint(len(self.backbone.schedule), (len(z),), device=z.device)
         given = Batch(z, batch["image"] / 2 + 0.5, source, target, t, torch.randn_like(z), torch.randn_like(z))
-        return terms(self.network(), given, self.weights, clamp_hint=self.clamp_hint, recompute=self.checkpointing)
+        network = self.network()
+        with nullcontext() if self.checkpointing else trained_on_cpu(network):
+            return terms(network, given, self.weights, clamp_hint=self.clamp_hint, recompute=self.checkpointing)
 
     def network(self, scale: float = 1.0) -> Controlled:
         """Return backbone and ControlNet as one denoiser, the ControlNet in the precision of the UNet."""
@@ -161,15 +166,9 @@ class CycleNet(PipelineMethod):
 
     # What training leaves behind.
 
-    def artefacts(self) -> list[Artefact]:
-        """Return the trained parts in half precision, named after the recipe."""
-        (whole,) = super().artefacts()
-        tensors = {name.removeprefix("backbone."): tensor.half() for name, tensor in whole.tensors.items()}
-        return [Artefact(whole.name, tensors, card=whole.card)]
-
     def save_pipeline(self, folder: Path) -> None:
         """Write the pipeline with the tuned UNet and the ControlNet."""
-        unet, net = (copy.deepcopy(part).half() for part in (self.backbone.unet, self.controlnet))
+        unet, net = (merged(part).half() for part in (self.backbone.unet, self.controlnet))
         save_latent(with_unet(self.backbone, unet), folder, net)
 
     def editor(self, artefacts: Sequence[Artefact]) -> CycleNetEditor:
@@ -188,9 +187,8 @@ class CycleNet(PipelineMethod):
         if artefact.card.get("kind") != NAME:
             maker = artefact.card.get("method", "something unknown")
             raise UserError(f"the weights {artefact.name!r} are not of {NAME} (made by {maker})")
-        decoder = {id(parameter) for parameter in self.trainable()[NAME]}
-        shared = {id(p): p for p in self.backbone.unet.parameters() if id(p) not in decoder}
-        backbone = with_unet(self.backbone, copy.deepcopy(self.backbone.unet, dict(shared)))
+        shared = {id(p): p for name, p in self.backbone.unet.named_parameters() if not name.startswith(self.tuned_layers)}
+        backbone = with_unet(self.backbone, merged(self.backbone.unet, dict(shared)))
         net = copy.deepcopy(self.controlnet).to(backbone.unet.dtype).requires_grad_(False)
         own = {f"unet.{name}": p for name, p in backbone.unet.named_parameters() if id(p) not in shared}
         own |= {f"controlnet.{name}": p for name, p in net.named_parameters()}

@@ -1,0 +1,165 @@
+"""Questions about faces: named edits such as "smiling", for methods that follow a text; the oracle reads every factor."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from editkit.app.artefacts import bundled, choose
+from editkit.app.questions.base import NO_EDIT, Cases, Questions
+from editkit.app.questions.face_judges import FIGURES, Judges, distances, judged, load_judges
+from editkit.app.questions.figures import Scores
+from editkit.data.toyworld.claims import LOOKS_YOUNG
+from editkit.data.toyworld.faces import OLD, Face, draw_face, held_out, implied, render, visible
+from editkit.data.toyworld.world import EDITS, Edit, counterfactual, face_at, find_edit
+from editkit.errors import UserError
+from editkit.metrics.images import differing
+
+STANDARD = ("smiling", "angry", "old", "with glasses")
+# The ages that a reading may have to fall in a group; wrinkles start late, so younger faces all look alike.
+AGES = {"young": (-math.inf, LOOKS_YOUNG), "middle-aged": (LOOKS_YOUNG, OLD), "old": (float(OLD), math.inf)}
+
+
+@dataclass(frozen=True)
+class FaceCases(Cases):
+    """The same edit of several faces.
+
+    Attributes:
+        sources, answers: the faces before and after, for each picture.
+        changed: whether the face of the split already showed the target and had that factor drawn anew.
+    """
+
+    sources: list[Face]
+    answers: list[Face]
+    changed: list[bool]
+
+    what: ClassVar[str] = "toy faces"
+
+    @property
+    def wanted(self) -> dict[str, Any]:
+        """Return what the oracle must read, as `metrics.edits.judge` takes it."""
+        return {name: AGES[values[0]] if name == "age" else values[0] for name, values in self.edit.target.items()}
+
+    @property
+    def implied(self) -> frozenset[str]:
+        """Return the measured factors that the edit may change."""
+        return frozenset().union(*(implied(name) for name in (*self.edit.changes, *self.edit.target)))
+
+    @property
+    def visible(self) -> dict[str, Tensor]:
+        """Return per factor (N,) bool whether the source shows it."""
+        flags = [visible(face) for face in self.sources]
+        return {name: torch.tensor([flag[name] for flag in flags]) for name in flags[0]}
+
+    def inputs(self, index: int) -> dict[str, Any]:
+        return {"prompt": self.edit.prompt, "source_prompt": self.edit.source_prompt}
+
+    def about(self) -> dict[str, Any]:
+        redrawn = sum(self.changed)
+        said = f'"{self.edit.source_prompt}" to "{self.edit.prompt}".'
+        anew = f"{redrawn} of {len(self)} faces showed the target already and had that factor drawn anew first."
+        texts = {"prompt": self.edit.prompt, "source_prompt": self.edit.source_prompt}
+        return {**texts, "redrawn": redrawn, "question": f"{said} {anew}"}
+
+
+class Faces(Questions):
+    """Named edits of faces."""
+
+    name = "faces"
+    subject = "faces"
+    answer = "Each edit has an exact answer: the same face rendered with the one factor changed."
+    mark = "results"
+    figures = FIGURES
+    shown = ("success", "preservation", "score", "psnr_inside", "psnr_outside", "clip_direction", "identity")
+    compared = ("score", "success", "preservation", "psnr_inside", "psnr_outside")
+    baselines = (NO_EDIT, "reconstruction", "clip-guided", "sdedit")
+
+    def edits(self) -> Mapping[str, Edit]:
+        return EDITS
+
+    def find(self, name: str) -> Edit:
+        return find_edit(name)
+
+    def usual(self, weights: Mapping[str, tuple[str, Sequence[str]]]) -> list[Edit]:
+        """Return all edits that one of the methods would choose, the standard ones first.
+
+        Raises:
+            UserError: weights for a text that is no edit of the toy faces.
+        """
+        found = {edit.name: edit for folder, given in weights.values() for edit in _edits_of(folder, given)}
+        return [found[name] for name in dict.fromkeys([*STANDARD, *EDITS]) if name in found]
+
+    def cases(self, edit: Edit, split: str, count: int, *, size: int) -> FaceCases:
+        return make_cases(edit, split, count, size=size)
+
+    def load_judges(self, device: torch.device | str) -> Judges:
+        return load_judges(device)
+
+    def judged(self, judges: Judges, cases: FaceCases, where: slice, images: Tensor) -> Scores:
+        return judged(judges, cases, where, images)
+
+    def distances(
+        self, judges: Judges, cases: FaceCases, split: str, features: Mapping[tuple[str, str], Tensor]
+    ) -> dict[tuple[str, str], float]:
+        """Return each variant's distance to the exact answers for other faces; ("", "") is that of these faces' own answers."""
+        other = "test" if split == "validation" else "validation"
+        real = make_cases(cases.edit, other, len(cases), size=cases.images.shape[-1]).truth
+        device = next(judges.oracle.parameters()).device
+        own = self.score(judges, cases, cases.truth.to(device)).features
+        return distances(judges, {**features, ("", ""): own}, real.to(device))
+
+
+def make_cases(edit: Edit, split: str, count: int, *, size: int = 64) -> FaceCases:
+    """Return an edit of the first `count` faces of a split.
+
+    A face that is no source of the edit (it shows the target already) keeps its place: the factors in the way are drawn
+    anew, from its index and the edit's name alone, until it is one.
+    """
+    faces = [face_at(split, index) for index in range(count)]
+    sources = [source_of(edit, face, index) for index, face in enumerate(faces)]
+    answers = [counterfactual(face, edit.name) for face in sources]
+    changed = [source != face for source, face in zip(sources, faces, strict=True)]
+    suffix = edit.name.replace(" ", "-")
+    keys = [f"faces/{split}/{i:06d}" + (f"-before-{suffix}" if anew else "") for i, anew in enumerate(changed)]
+    images, truth = rendered(sources, size), rendered(answers, size)
+    return FaceCases(edit, keys, images, truth, differing(truth, images), sources, answers, changed)
+
+
+def source_of(edit: Edit, face: Face, index: int) -> Face:
+    """Return the face, with the factors that the edit is about drawn anew if it is no source of the edit."""
+    own = {field.name for field in fields(Face)}
+    names = {*edit.changes, *(own & edit.applies.keys())}
+    if "shown_hair" in {*edit.applies, *edit.target}:  # not a field: the hair's colour and age decide it
+        names |= {"hair_colour", "age"}
+    rng = np.random.default_rng(np.random.SeedSequence([index, zlib.crc32(edit.name.encode())]))
+    while not edit.eligible(face) or held_out(face):
+        other = draw_face(rng)
+        face = replace(face, **{name: getattr(other, name) for name in names})
+    return face
+
+
+def rendered(faces: Sequence[Face], size: int = 64) -> Tensor:
+    """Return renderings (N, 3, size, size) in [-1, 1]."""
+    pictures = np.stack([render(face, size)[0] for face in faces])
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().contiguous() / 127.5 - 1
+
+
+def _edits_of(folder: str, weights: Sequence[str]) -> list[Edit]:
+    """Return all edits that a method has trained parts for; the standard ones if it has none for a text."""
+    parts = [part for part in (choose(folder, weights) if weights else bundled(folder)) if part.target]
+    if not parts:
+        return [EDITS[name] for name in STANDARD]
+    found = [edit for edit in EDITS.values() if any(part.answers(edit.prompt) for part in parts)]
+    if not found:
+        texts = ", ".join(repr(part.target) for part in parts)
+        raise UserError(
+            f"the weights are for {texts}, which is no edit of the toy faces with a known answer: name one with --edit"
+        )
+    return found
