@@ -78,11 +78,11 @@ def hardware() -> Iterator[tuple[str, str]]:
 
 
 def cluster() -> Iterator[tuple[str, str]]:
-    """Yield SLURM's partitions. Its absence is no problem, its silence is."""
+    """Yield SLURM's partitions. That it is absent or not running is no problem: only `editkit submit` needs it."""
     try:
         lines = slurm.partitions()
     except UserError as error:
-        yield "does not answer", str(error)
+        yield f"installed but not running, so editkit submit cannot be used: {error}", ""
         return
     yield from ((line, "") for line in (["not here: editkit submit needs it"] if lines is None else lines))
 
@@ -124,4 +124,5 @@ def _card(folder: Path) -> str:
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return ""
-    return ", ".join(f"{key} {value}" for key, value in card.items() if isinstance(value, (str, int, float)))
+    told = [f"{key} {card[key]}" for key in ("summary", "recipe", "steps", "licence") if key in card]
+    return ", ".join(told)
