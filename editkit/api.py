@@ -13,10 +13,10 @@ from torch import Tensor
 
 from editkit.app.editing import edit_batch
 from editkit.app.inputs import Picture, Subject, check_inputs, subject
-from editkit.app.jobs import FILES, TEXTS
 from editkit.app.loaded import Loaded, compose_for, load_editor
 from editkit.app.numbers import check_numbers
 from editkit.app.options import EditOptions
+from editkit.app.worklist import FILES, TEXTS
 from editkit.data.photo import Photo
 
 

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ __all__ = [
     "groups",
     "keys",
     "recipe_file",
+    "sweep",
     "thaw",
     "validate",
 ]
@@ -79,6 +81,22 @@ def compose(
     _finish(cfg, name, overrides, prompts or {})
     check_targets(OmegaConf.to_container(cfg))
     return cfg
+
+
+def sweep(overrides: Sequence[str]) -> list[dict[str, str]]:
+    """Return every combination of the overrides' several values (`seed=1,2`, `seed=range(1,4)`) as overrides by their key.
+
+    Raises:
+        RecipeError: an override that cannot be read, or none with several values.
+    """
+    items = [_parsed(text) for text in overrides]
+    if not any(item.is_sweep_override() for item in items):
+        raise RecipeError("a sweep needs an override with several values, such as seed=1,2,3")
+    values = [
+        [f"{item.get_key_element()}={value}" for value in item.sweep_string_iterator()] if item.is_sweep_override() else [text]
+        for item, text in zip(items, overrides, strict=True)
+    ]
+    return [dict(zip((item.get_key_element() for item in items), chosen, strict=True)) for chosen in product(*values)]
 
 
 def frozen(cfg: DictConfig) -> dict[str, Any]:
@@ -197,6 +215,14 @@ def _with_own_recipe(overrides: Sequence[str], conf_dirs: Sequence[Path | str]) 
 
 
 def _parse(text: str) -> Any:
+    item = _parsed(text)
+    if item.is_sweep_override():
+        key = item.key_or_group
+        raise RecipeError(f"{text!r} reads as several values; a list is written {key}=[...], a text with a comma \"{key}='...'\"")
+    return item
+
+
+def _parsed(text: str) -> Any:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -205,15 +231,11 @@ def _parse(text: str) -> Any:
         hint = f" Did you mean 'recipe={text}'?" if f"recipe={text}" in known else ""
         raise RecipeError(f"{text!r} is not of the form key=value.{hint}")
     try:
-        item = OverridesParser.create().parse_override(text)
+        return OverridesParser.create().parse_override(text)
     except HydraException:
         key, _, value = text.partition("=")
         quoted = value.replace("'", "\\'")
         raise RecipeError(f"cannot read {text!r}; if the value is one text, quote it: \"{key}='{quoted}'\"") from None
-    if item.is_sweep_override():
-        key = item.key_or_group
-        raise RecipeError(f"{text!r} reads as several values; a list is written {key}=[...], a text with a comma \"{key}='...'\"")
-    return item
 
 
 def _is_choice(item: Any, folders: Sequence[Path]) -> bool:

@@ -43,6 +43,10 @@ KINDS: dict[str, tuple[Any, ...]] = {
     "trainer.ema_device": (str,),
     "trainer.accelerator": ("auto", "cpu", "gpu", "mps"),
     "engine.cache": (str,),
+    "cluster.partition": (str,),
+    "cluster.account": (str,),
+    "cluster.time": (str, int),
+    "cluster.memory_per_cpu": (str,),
 }
 WORDS = {
     bool: "true or false",

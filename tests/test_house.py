@@ -75,8 +75,10 @@ def test_the_commands_of_the_readme_can_be_typed(line):
         command = command.commands[words.pop(0)]
     typed = command.make_context(f"{name} {verb}", words).params
     overrides = [text for text in typed.get("overrides") or [] if "=" in text]
+    variants = [list(one.values()) for one in recipe.sweep(overrides)] if typed.get("sweep") else [overrides]
     for method in typed.get("methods") or [typed.get("method")]:
-        recipe.compose([*([f"recipe={method}"] if method else []), *overrides])
+        for variant in variants:
+            recipe.compose([*([f"recipe={method}"] if method else []), *variant])
 
 
 def test_the_make_targets_of_the_readme_exist():
@@ -99,6 +101,7 @@ def modules_after(*arguments: str) -> set[str]:
         ("--help",),
         ("edit", "--help"),
         ("data", "--help"),
+        ("submit", "train", "--help"),
         ("methods",),
         ("methods", "--markdown"),
         ("show", recipe.choices("recipe")[0]),

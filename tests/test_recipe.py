@@ -286,3 +286,17 @@ def test_cards_are_read_without_composing(own):
 def test_the_configuration_is_plain_yaml(own, tmp_path):
     path = recipe.freeze(recipe.compose(["recipe=mine"], conf_dirs=[own]), tmp_path / "run")
     assert yaml.safe_load(path.read_text())["trainer"]["steps"] == 7
+
+
+def test_a_sweep_is_every_combination_of_several_values():
+    found = recipe.sweep(["seed=1,2", "trainer.steps=7", "method.x=range(0,2)", "method.text='a, b'"])
+    assert [(one["seed"], one["method.x"]) for one in found] == [
+        ("seed=1", "method.x=0"),
+        ("seed=1", "method.x=1"),
+        ("seed=2", "method.x=0"),
+        ("seed=2", "method.x=1"),
+    ]
+    assert {(one["trainer.steps"], one["method.text"]) for one in found} == {("trainer.steps=7", "method.text='a, b'")}
+    for nothing in ([], ["seed=1"], ["seed=[1,2]"]):
+        with pytest.raises(recipe.RecipeError, match="several values"):
+            recipe.sweep(nothing)

@@ -19,7 +19,6 @@ from editkit.app.device import device_of
 from editkit.app.editing import Edited, edit_batch
 from editkit.app.grid import save_grid
 from editkit.app.inputs import ALWAYS, Subject, check_inputs, subject
-from editkit.app.jobs import Job, plan
 from editkit.app.loaded import Loaded, compose_for, load_editor, short_name
 from editkit.app.numbers import check_numbers
 from editkit.app.options import CompareOptions, EditOptions
@@ -27,6 +26,7 @@ from editkit.app.progress import Progress
 from editkit.app.questions.face_judges import Judges, load_judges
 from editkit.app.report import page
 from editkit.app.tables import UNDEFINED
+from editkit.app.worklist import Job, plan
 from editkit.data.files import check_writable, write_atomic, write_png
 from editkit.errors import UsageError, UserError
 from editkit.metrics import clip as clip_metric

@@ -11,6 +11,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from editkit.app import slurm
+from editkit.errors import UserError
+
 NEEDED = (
     "torch",
     "diffusers",
@@ -30,7 +33,8 @@ ASSETS = Path(__file__).parent.parent / "assets"
 def examine(say: Callable[[str], object]) -> int:
     """Tell what there is, line by line; return 0 if all that editkit needs works, else 1."""
     problems: list[str] = []
-    for title, part in (("software", software), ("hardware", hardware), ("disk", disk), ("bundled weights", weights)):
+    parts = (("software", software), ("hardware", hardware), ("SLURM", cluster), ("disk", disk), ("bundled weights", weights))
+    for title, part in parts:
         say(f"{title}:")
         for line, problem in part():
             say(f"  {'!' if problem else ' '} {line}")
@@ -73,6 +77,16 @@ def hardware() -> Iterator[tuple[str, str]]:
         yield "no GPU: the toy recipes run on the processor, the paper recipes need one", ""
 
 
+def cluster() -> Iterator[tuple[str, str]]:
+    """Yield SLURM's partitions. That it is absent or not running is no problem: only `editkit submit` needs it."""
+    try:
+        lines = slurm.partitions()
+    except UserError as error:
+        yield f"installed but not running, so editkit submit cannot be used: {error}", ""
+        return
+    yield from ((line, "") for line in (["not here: editkit submit needs it"] if lines is None else lines))
+
+
 def disk() -> Iterator[tuple[str, str]]:
     """Yield the free space where runs are written."""
     free = shutil.disk_usage(Path.cwd()).free / 1e9
@@ -110,4 +124,5 @@ def _card(folder: Path) -> str:
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return ""
-    return ", ".join(f"{key} {value}" for key, value in card.items() if isinstance(value, (str, int, float)))
+    told = [f"{key} {card[key]}" for key in ("summary", "recipe", "steps", "licence") if key in card]
+    return ", ".join(told)

@@ -6,23 +6,27 @@ import errno
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 
 from editkit.app.editing import Edited, edit_batch, warning
 from editkit.app.inputs import ALWAYS, Subject, check_fit, check_inputs, subject
-from editkit.app.jobs import Job, Plan, plan, variant
 from editkit.app.loaded import Loaded, compose_for, load_editor, short_name
-from editkit.app.manifest import NAME, Manifest, fingerprint
+from editkit.app.manifest import Manifest, fingerprint
 from editkit.app.numbers import check_numbers
 from editkit.app.options import EditOptions
 from editkit.app.progress import Progress, remark
+from editkit.app.worklist import Job, Plan, plan, variant
 from editkit.data.files import check_replaceable, check_writable, write_png
 from editkit.data.fit import to_pil
 from editkit.engine.stream import stream
 from editkit.errors import UsageError, UserError
+from editkit.recipe import thaw
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 # What keeps every further picture from being written too.
 DISK_FAILS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -36,9 +40,32 @@ def edit_images(options: EditOptions) -> int:
     Raises:
         UserError: wrong options, inputs or weights; for a single picture also whatever is wrong with it.
     """
-    cfg = compose_for(options, "edit")
-    name, card = str(options.method), cfg.get("card") or {}
-    needs, takes = tuple(card.get("needs") or ()), tuple(card.get("takes") or ())
+    cfg = thaw(options.source) if options.source else compose_for(options, "edit")
+    name = str(options.method or cfg.recipe)
+    needs, takes = _inputs(cfg)
+    planned = checked_plan(options, cfg, name)
+    if options.shard is not None:
+        planned = planned.share(options.shard)
+    if planned.folder is None:
+        job = planned.jobs[0]  # a bad picture costs no loading of models
+        subject(job.key, job.image, job.files, job.texts, (64, 64), how=options.fit)
+    _check_outputs(planned, options)
+    loaded = load_editor(cfg, name, weights=options.weights, prompt=options.prompt, device=options.device, dtype=options.dtype)
+    if planned.jobs and not loaded.targets:
+        _check_jobs(planned, name, (*needs, *loaded.editor.needs), takes)
+    editing = Editing(options, loaded)
+    for line in loaded.news:
+        remark(line)
+    return _run_single(editing, planned.jobs[0]) if planned.folder is None else _run_folder(editing, planned, planned.folder)
+
+
+def checked_plan(options: EditOptions, cfg: DictConfig, name: str) -> Plan:
+    """Return the jobs of a command, once all is checked that can be without a model.
+
+    Raises:
+        UserError: wrong options or inputs.
+    """
+    needs, takes = _inputs(cfg)
     check_numbers(strength=options.strength, steps=options.steps, samples=options.samples)
     planned = plan(options, name=short_name(name), wants={*ALWAYS, *needs, *takes})
     # A prompt may also choose among trained parts; whether it does is known once they are found.
@@ -46,17 +73,13 @@ def edit_images(options: EditOptions) -> int:
     if options.offload not in (None, "none"):
         raise UsageError(f"--offload {options.offload}: {name} has no parts that could wait in main memory; leave it out")
     check_fit(options.fit, any("mask" in job.files for job in planned.jobs))
-    if planned.folder is None:
-        job = planned.jobs[0]  # a bad picture costs no loading of models
-        subject(job.key, job.image, job.files, job.texts, (64, 64), how=options.fit)
-    _check_outputs(planned, options)
-    loaded = load_editor(cfg, name, weights=options.weights, prompt=options.prompt, device=options.device, dtype=options.dtype)
-    if not loaded.targets:
-        _check_jobs(planned, name, (*needs, *loaded.editor.needs), takes)
-    editing = Editing(options, loaded)
-    for line in loaded.news:
-        remark(line)
-    return _run_single(editing, planned.jobs[0]) if planned.folder is None else _run_folder(editing, planned, planned.folder)
+    return planned
+
+
+def _inputs(cfg: DictConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the inputs that a recipe's card says it needs and can take."""
+    card = cfg.get("card") or {}
+    return tuple(card.get("needs") or ()), tuple(card.get("takes") or ())
 
 
 @dataclass(frozen=True)
@@ -199,7 +222,7 @@ def _run_folder(editing: Editing, planned: Plan, folder: Path) -> int:
     Raises:
         UserError: what fails all pictures alike: wrong settings, a full disk.
     """
-    editing.manifest = manifest = Manifest(folder)
+    editing.manifest = manifest = Manifest(folder, editing.options.shard)
     failed: dict[str, str] = {}
 
     def fail(key: str, reason: str) -> None:
@@ -227,7 +250,7 @@ def _run_folder(editing: Editing, planned: Plan, folder: Path) -> int:
             batch_invariant=editing.loaded.batch_invariant,
             on_item=settled,
         )
-    progress.summary(folder, done=len(planned.jobs) + len(planned.broken) - len(failed), failed=failed, listed=NAME)
+    progress.summary(folder, done=len(planned.jobs) + len(planned.broken) - len(failed), failed=failed, listed=manifest.path.name)
     return 1 if failed else 0
 
 

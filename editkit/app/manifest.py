@@ -18,21 +18,29 @@ NAME = "editkit.jsonl"
 class Manifest:
     """The list of finished pictures in a folder of results, one JSON object a line, appended and flushed one by one.
 
-    A line that a killed process left unfinished counts as not written.
+    A line that a killed process left unfinished counts as not written. Shares of a folder, which may be edited on several
+    computers at once, append to a list each and read all of them.
+
+    Args:
+        shard: `I/N` for a share.
 
     Raises:
         UserError: the folder cannot be read.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / NAME
-        try:
-            data = self.path.read_bytes() if self.path.exists() else b""
-        except OSError as error:
-            raise UserError(f"cannot read {self.path}: {error.strerror or error}") from error
-        self._cut_off = bool(data) and not data.endswith(b"\n")
-        done = (entry for entry in map(_entry, data.splitlines()) if entry.get("status") == "done")
-        self._done = {str(entry.get("key")): str(entry.get("job")) for entry in done}
+    def __init__(self, folder: Path, shard: str | None = None) -> None:
+        self.path = folder / (NAME if shard is None else f"editkit.{shard.replace('/', '-of-')}.jsonl")
+        self._done: dict[str, str | None] = {}
+        self._cut_off = False
+        for path in sorted(folder.glob("editkit*.jsonl")):
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+            if path == self.path:
+                self._cut_off = bool(data) and not data.endswith(b"\n")
+            for key, job in finished(data).items():  # where two lists differ, only the results can tell which came last
+                self._done[key] = job if self._done.get(key, job) == job else None
 
     def done(self, key: str, job: str, outputs: Sequence[Path]) -> bool:
         """Say whether a picture was finished with these very inputs and settings, and all its results still stand.
@@ -43,10 +51,10 @@ class Manifest:
             return False
         if self._done.get(key) == job:
             return True
-        finished = all((provenance(path) or {}).get("job") == job for path in outputs)
-        if finished:
+        made = all((provenance(path) or {}).get("job") == job for path in outputs)
+        if made:
             self.add(key, job, outputs)
-        return finished
+        return made
 
     def add(self, key: str, job: str, outputs: Sequence[Path]) -> None:
         """List a finished picture."""
@@ -83,6 +91,12 @@ def fingerprint(settings: Mapping[str, Any], files: Sequence[Path]) -> str:
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     return sha.hexdigest()[:16]
+
+
+def finished(data: bytes) -> dict[str, str]:
+    """Return the finished pictures that a list names, by key, each with the fingerprint of its last job."""
+    done = (entry for entry in map(_entry, data.splitlines()) if entry.get("status") == "done")
+    return {str(entry.get("key")): str(entry.get("job")) for entry in done}
 
 
 def _entry(line: bytes) -> dict[str, Any]:

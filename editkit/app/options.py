@@ -175,6 +175,8 @@ class EditOptions(RecipeOptions, DeviceOptions):
         strength: how far to go, 1 = as trained; several values make a strip; empty is the method's default.
         weights: `[NAME=]PATH[:STRENGTH]`, each a trained artefact to use.
         output: a file for one image, a folder for several.
+        source: folder whose frozen recipe to use instead of composing one (`editkit submit edit` writes it).
+        shard: `I/N`, the I-th of N shares of a folder, counted from 0.
     """
 
     image: Path | None = option("Image to edit, or a folder of them.")
@@ -209,6 +211,13 @@ class EditOptions(RecipeOptions, DeviceOptions):
         group=COMPUTING,
         choices=("none", "model", "layers"),
     )
+    source: Path | None = option("Use the recipe that is frozen in this folder.", name="--from", group=RECIPE)
+    shard: str | None = option("I/N: edit only the I-th of N shares of a folder, from 0/N on.", group=COMPUTING)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.source and (others := self.given("method", "backbone", "overrides")):
+            raise UsageError(f"--from {self.source} edits by the recipe as it is frozen there; leave out {', '.join(others)}")
 
 
 @dataclass(kw_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from editkit.app.options import EvaluateOptions, RecipeOptions, TrainOptions
+from editkit.app.options import EvaluateOptions, RecipeOptions
 from editkit.recipe import compose, frozen, recipe_file, thaw, validate
 
 
@@ -30,8 +30,9 @@ def resolved(options: RecipeOptions | EvaluateOptions) -> str:
     """
     if isinstance(options, EvaluateOptions):
         return "---\n".join(resolved(one) for one in options.recipes())
-    if isinstance(options, TrainOptions) and options.source:
-        cfg = thaw(options.source)
+    source = getattr(options, "source", None)
+    if source:
+        cfg = thaw(source)
     else:
         cfg = compose(options.recipe_overrides(), prompts=options.texts(), conf_dirs=options.conf)
     validate(cfg)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 import yaml
 
 from editkit import recipe
+from editkit.app import slurm
 from editkit.app.options import TrainOptions
+from editkit.app.progress import remark
 from editkit.app.show import resolved
 from editkit.errors import UserError
 from editkit.training.fit import Outcome, fit
@@ -28,6 +34,12 @@ if TYPE_CHECKING:
 
 class Stopped(UserError):
     """A signal ended the run early; everything is saved."""
+
+
+class Requeued(Stopped):
+    """The same, in a SLURM job that starts again and continues; no failure."""
+
+    exit_code = 0
 
 
 @dataclass(frozen=True)
@@ -85,8 +97,13 @@ def run(cfg: DictConfig) -> Trained:
     """Train the configuration in its run directory and export; a finished run is only exported again.
 
     Raises:
-        Stopped: after a signal, with everything saved.
+        Stopped: after a signal, with everything saved; Requeued if the job around it starts again.
     """
+    with _requeued_outside_training():
+        return _run(cfg)
+
+
+def _run(cfg: DictConfig) -> Trained:
     plain = recipe.frozen(cfg)
     place = RunDir(Path(plain["run_dir"]))
     plan = Plan(**plain["trainer"])
@@ -99,10 +116,47 @@ def run(cfg: DictConfig) -> Trained:
     title = str(plain.get("recipe") or "train")
     outcome = fit(method, dataset, plan, place, seed=seed, config=yaml.safe_dump(plain), title=title, loggers=loggers)
     if outcome.stopped_by:
-        raise Stopped(
-            f"stopped by {outcome.stopped_by} at step {outcome.steps}, saved in {place.path}; the same command continues"
-        )
+        stop(f"stopped by {outcome.stopped_by} at step {outcome.steps}, saved in {place.path}", outcome.stopped_by)
     return Trained(place, method, outcome, export(method, place) if is_first_process() else [])
+
+
+def stop(what: str, caught: str) -> NoReturn:
+    """Raise Stopped, or Requeued once the first process has put the job around it back into SLURM's queue."""
+    left = slurm.requeues_left()
+    if not left or caught == "SIGINT":
+        used = ", and its job has been queued again as often as cluster.requeues allows" if slurm.in_job() else ""
+        raise Stopped(f"{what}; the same command continues{used}")
+    if not is_first_process():
+        raise Requeued("")
+    if slurm.ending():
+        raise Requeued(f"{what}; SLURM has decided on the job already")
+    remark(f"editkit: {what}; queued again, {left - 1} more times at most")  # first, for the request ends this process
+    refusal = slurm.requeue()
+    if refusal:
+        raise Stopped(f"{what}; {refusal}; the same command continues")
+    raise Requeued("")
+
+
+@contextlib.contextmanager
+def _requeued_outside_training() -> Iterator[None]:
+    """In a SLURM job that is queued again, let its signals do so at once while models are built or exported too.
+
+    Training itself catches them and saves first.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        if slurm.ending():  # the signal is what follows from a request to queue the job again
+            raise Requeued("")
+        name = signal.Signals(number).name
+        stop(f"stopped by {name} outside training, nothing is lost", name)
+
+    ours = slurm.in_job() and threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGUSR2) if ours}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def export(method: Method, place: RunDir) -> list[Path]:

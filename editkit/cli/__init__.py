@@ -23,10 +23,12 @@ from editkit.cli import (
     edit,
     evaluate,
     invert,
+    jobs,
     methods,
     plan,
     sample,
     show,
+    submit,
     task,
     train,
     weights,
@@ -42,8 +44,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (train, plan, edit, invert, sample, evaluate, compare, methods, show, cp, task, convert, doctor):
+for verb in (train, plan, edit, invert, sample, evaluate, compare, methods, show, cp, task, convert, jobs, doctor):
     verb.register(app)
+app.add_typer(submit.app, name="submit")
 app.add_typer(data.app, name="data")
 app.add_typer(weights.app, name="weights")
 

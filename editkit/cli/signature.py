@@ -22,10 +22,16 @@ COMPLETIONS = {
 }
 
 
-def takes(kind: type[Any]) -> Callable[[Callable[[Any], Any]], Callable[..., Any]]:
+def _resolved(options: Any) -> str:
+    from editkit.app.show import resolved
+
+    return resolved(options)
+
+
+def takes(kind: type[Any], dry_run: Callable[[Any], str] = _resolved) -> Callable[[Callable[[Any], Any]], Callable[..., Any]]:
     """Make `verb(options)` a command with one option per field of `kind`; overrides are its positional arguments.
 
-    With --dry-run the verb is not called: the resolved recipe is printed instead.
+    With --dry-run the verb is not called: what `dry_run(options)` returns is printed instead, the resolved recipe by default.
     """
 
     def decorate(verb: Callable[[Any], Any]) -> Callable[..., Any]:
@@ -33,9 +39,7 @@ def takes(kind: type[Any]) -> Callable[[Callable[[Any], Any]], Callable[..., Any
         def command(**typed: Any) -> Any:
             options = kind(**{name: value for name, value in typed.items() if value is not None})
             if getattr(options, "dry_run", False):
-                from editkit.app.show import resolved
-
-                return typer.echo(resolved(options), nl=False)
+                return typer.echo(dry_run(options), nl=False)
             return verb(options)
 
         hints = typing.get_type_hints(kind)

@@ -56,6 +56,11 @@ class RunDir:
         """Folder of what training made, to be used elsewhere."""
         return self.path / "export"
 
+    @property
+    def lock(self) -> Path:
+        """The file that the run's first process holds; it stays behind."""
+        return self.path / ".lock"
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run; the lock goes with the process, however it ends.
@@ -65,7 +70,7 @@ class RunDir:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / ".lock").open("a+")
+            file = self.lock.open("a+")
         except OSError as error:
             raise UserError(f"cannot write to the run folder {self.path} ({error.strerror}); give another run_dir=...") from error
         with file:

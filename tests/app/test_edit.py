@@ -409,3 +409,37 @@ def test_killed_in_the_middle_the_same_command_goes_on(tmp_path):
     for n in range(16):
         before, after = pixels(source / f"{n}.png"), pixels(out / f"{n}.png")
         assert np.array_equal(before[:, :1], after[:, :1]) == (n > 1)
+
+
+# Shares of a folder.
+
+
+def test_shares_of_a_folder_together_are_the_whole_and_nothing_is_done_twice(editor, tmp_path):
+    for index in range(5):
+        picture(tmp_path / "in" / f"{index}.png", seed=index)
+    (tmp_path / "in" / "bad.png").write_text("no picture")
+    whole, shared = tmp_path / "whole", tmp_path / "shared"
+    assert edit_images(options(tmp_path / "in", output=whole)) == 1
+    codes = [edit_images(options(tmp_path / "in", output=shared, shard=f"{index}/3")) for index in (0, 1, 2)]
+    assert sorted(codes) == [0, 0, 1], "the bad picture is one share's"
+    assert sorted(editor.edited()) == sorted([f"{index}.png" for index in range(5)] * 2)
+    for index in range(5):
+        assert np.array_equal(pixels(whole / f"{index}.png"), pixels(shared / f"{index}.png"))
+    editor.batches.clear()
+    for again in ({"shard": "0/3"}, {"shard": "1/2"}, {}):
+        edit_images(options(tmp_path / "in", output=shared, **again))
+    assert editor.edited() == [], "done by another share, or by another number of shares, is done"
+
+
+def test_where_the_lists_of_shares_differ_the_results_themselves_decide(editor, tmp_path):
+    picture(tmp_path / "in" / "a.png")
+    for strength, shard in ((0.5, None), (1.0, "0/1"), (0.5, None)):
+        edit_images(options(tmp_path / "in", output=tmp_path / "out", strength=[strength], shard=shard))
+    assert len(editor.batches) == 3, "the last command's result was not there any more"
+    edit_images(options(tmp_path / "in", output=tmp_path / "out", strength=[0.5]))
+    assert len(editor.batches) == 3
+
+
+def test_a_share_is_of_a_folder(editor, tmp_path):
+    with pytest.raises(UsageError, match="share of a folder"):
+        edit_images(options(picture(tmp_path / "a.png"), output=tmp_path / "o.png", shard="0/2"))

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -20,6 +17,7 @@ import torch
 from editkit import cli, recipe
 from editkit.training import checkpoint
 from editkit.training.rundir import RunDir
+from tests.outcome import result
 from tests.tiny import shrink
 
 ROOT = Path(__file__).parents[2]
@@ -68,32 +66,6 @@ def wait_for_checkpoint(process: subprocess.Popen, run: RunDir, number: int) -> 
         if run.checkpoints.is_dir():
             seen |= {path.name for path in run.checkpoints.glob("step-*")}
         time.sleep(0.002)
-
-
-def result(run: RunDir) -> dict[str, bytes]:
-    """Return every byte that a run leaves behind, but for times."""
-    newest = checkpoint.newest(run.checkpoints)
-    files = [newest / "weights.safetensors", newest / "state.safetensors"]
-    exported = sorted(path for path in run.export.rglob("*") if path.is_file())
-    with run.metrics.open() as file:
-        rows = [{key: value for key, value in row.items() if key != "images_per_s"} for row in csv.DictReader(file)]
-    content = {str(path.relative_to(run.path)): path.read_bytes() for path in files}
-    content |= {str(path.relative_to(run.path)): timeless(path) for path in exported}
-    return {**content, "metrics": repr(rows).encode(), "state": state_without_place(newest, run)}
-
-
-def timeless(path: Path) -> bytes:
-    """Return an exported file without the seconds in its card; of safetensors the header's card, then every tensor's bytes."""
-    content = path.read_bytes()
-    if path.suffix == ".safetensors":
-        size = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8 : 8 + size])
-        content = json.dumps(header, sort_keys=True).encode() + content[8 + size :]
-    return re.sub(rb'\\*"training_seconds\\*": [0-9.]+', b"", content)
-
-
-def state_without_place(newest: Path, run: RunDir) -> bytes:
-    return (newest / "state.json").read_bytes().replace(str(run.path).encode(), b"RUN")
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -25,7 +25,7 @@ from editkit.data.world_pairs import WorldPairs
 from editkit.errors import UserError
 from editkit.methods.foundation.clip.scenes import SceneClip, matched, speaks_of_scenes, truth
 from editkit.methods.foundation.dino import ToyDino, centres, dino_figures, matched_patches, partners
-from editkit.methods.foundation.scene_oracle import SceneReader, mirrored
+from editkit.methods.foundation.scene_oracle import SceneReader, exchanged, mirrored
 from editkit.metrics.scene_oracle import SceneOracle, load_scene_oracle
 from editkit.training.scene_figures import accuracy
 
@@ -115,9 +115,20 @@ def test_reconstructions_are_a_third_of_what_the_oracle_sees(tmp_path, monkeypat
     shown = []
     monkeypatch.setattr("editkit.methods.foundation.scene_oracle.spoiled", lambda images: shown.append(images) or images)
     monkeypatch.setattr("editkit.methods.foundation.scene_oracle.mirrored", lambda *pair: pair)
+    monkeypatch.setattr("editkit.methods.foundation.scene_oracle.ODD", 0.0)
     batch = method.dummy_batch()
     method.loss(batch)
     assert [torch.equal(*pair) for pair in zip(shown[0], batch["image"], strict=True)] == [False, True, True, False]
+
+
+def test_pictures_with_exchanged_channels_teach_shapes_and_textures_alone(monkeypatch):
+    monkeypatch.setattr("editkit.methods.foundation.scene_oracle.ODD", 1.0)
+    shown = torch.rand(8, 3, 4, 4)
+    changed, odd = exchanged(shown)
+    assert odd.all() and torch.equal(changed.sort(1).values, shown.sort(1).values)
+    method = SceneReader()
+    losses = method.loss(method.dummy_batch())
+    assert losses["whole"] == 0 and losses["colour"] == 0 and losses["shape"] > 0 and losses["texture"] > 0
 
 
 def test_the_oracle_exports_what_it_trained_and_goes_on_from_it(tmp_path):

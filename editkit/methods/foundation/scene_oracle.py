@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from editkit.backbones.autoencoder import load_autoencoder
 from editkit.data.disturbances import compressed, disturbed
 from editkit.data.items import collate
-from editkit.data.scene_classes import NOTHING, OF_THINGS, OF_WHOLES, cell_classes, class_cost, whole_classes
+from editkit.data.scene_classes import NOTHING, OF_THINGS, OF_WHOLES, UNSEEN, cell_classes, class_cost, whole_classes
 from editkit.data.scene_views import VariedScenes
 from editkit.data.toyworld.scenes.factors import Scene
 from editkit.metrics.scene_oracle import CELLS, SceneOracle, load_scene_oracle
@@ -22,6 +22,7 @@ from editkit.training.folder import FolderMethod
 from editkit.training.scene_figures import oracle_figures
 
 NOTHING_WEIGHT = 0.3  # most cells show no object
+ODD = 0.25  # share of the pictures whose colour channels are exchanged: shapes must be read whatever the colour
 COARSEST = 0.25  # step of the heaviest JPEG-like rounding
 
 
@@ -58,16 +59,18 @@ class SceneReader(FolderMethod):
         if self.autoencoder is not None:
             images = images.clone()
             images[::3] = self.autoencoder.reconstruct(images[::3]).to(images)
+        images, odd = exchanged(images)
         whole, votes = self.oracle(spoiled(images))
-        classes = whole_classes(scenes)
+        classes = {name: known.to(images.device).masked_fill(odd, UNSEEN) for name, known in whole_classes(scenes).items()}
         costs = [class_cost(whole[name], classes[name]) for name in whole]
         cells = cell_classes(scenes, instances, CELLS)
+        cells["colour"] = cells["colour"].to(images.device).masked_fill(odd[:, None, None], UNSEEN)
         weights = torch.ones(NOTHING + 1, device=images.device)
         weights[NOTHING] = NOTHING_WEIGHT
         shape = F.cross_entropy(votes["shape"].float(), cells["shape"].to(images.device), weights)
         return {
             "whole": torch.stack(costs).mean(),
-            "shape": shape,
+            "shape": 2 * shape,  # learned last
             "colour": class_cost(votes["colour"], cells["colour"]),
             "texture": class_cost(votes["texture"], cells["texture"]),
         }
@@ -95,6 +98,12 @@ def spoiled(images: Tensor) -> Tensor:
     coarseness = 0.02 + COARSEST * torch.rand(len(images), device=images.device).square()
     chosen = torch.rand(len(images), 1, 1, 1, device=images.device) < 1 / 3
     return torch.where(chosen, compressed(images, coarseness), images)
+
+
+def exchanged(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Exchange the colour channels of some pictures (B, 3, H, W), and say of which, (B,); their shapes are what they were."""
+    odd = torch.rand(len(images), device=images.device) < ODD
+    return torch.where(odd[:, None, None, None], images[:, torch.randperm(3)], images), odd
 
 
 def mirrored(images: Tensor, instances: Tensor) -> tuple[Tensor, Tensor]:

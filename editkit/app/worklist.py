@@ -7,6 +7,7 @@ without suffix, or one file for all. Its `metadata.jsonl` may add inputs per pic
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -81,6 +82,20 @@ class Plan:
     jobs: list[Job]
     folder: Path | None = None
     broken: dict[str, str] = field(default_factory=dict)
+
+    def share(self, shard: str) -> Plan:
+        """Return a share of a folder, `I/N`: every N-th picture from the I-th on. All shares together are the whole.
+
+        Raises:
+            UsageError: not of this form, or a single picture.
+        """
+        found = re.fullmatch(r"(\d+)/(\d+)", shard)
+        index, count = (int(found[1]), int(found[2])) if found else (0, 0)
+        if index >= count:
+            raise UsageError(f"--shard {shard} is not I/N with I below N, such as 0/4 for the first of four")
+        if self.folder is None:
+            raise UsageError(f"--shard {shard} is a share of a folder, but --image is one picture")
+        return Plan(self.jobs[index::count], self.folder, dict(list(self.broken.items())[index::count]))
 
 
 def plan(options: EditOptions, *, name: str, wants: Collection[str] = ("mask",)) -> Plan:
