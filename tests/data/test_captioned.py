@@ -51,6 +51,18 @@ def test_one_scene_in_eight_is_in_another_style_and_its_text_may_say_so():
     assert told and all(told)
 
 
+def test_some_scenes_show_one_object_from_near_and_say_so():
+    plain, near = CaptionedDataset("train", 400, 32), CaptionedDataset("train", 400, 32, near=0.4)
+    texts = [(plain.caption(k), near.caption(k)) for k in range(400)]
+    changed = [k for k, (before, after) in enumerate(texts) if before != after]
+    assert 0.3 < len(changed) / 300 < 0.5 and all(k % 4 != 3 for k in changed), "of the scenes, not of the faces"
+    assert all("close" in texts[k][1] or "near" in texts[k][1] for k in changed)
+    items = [near[k] for k in changed[:16]]
+    assert all(item["factors"]["count"] == 1 and item["foreground"].mean() > 0.04 for item in items)
+    assert [item["caption"] for item in items] == [texts[k][1] for k in changed[:16]]
+    assert sum(item["foreground"].mean() for item in items) / 16 > 0.12, "one object, as large as all of a scene"
+
+
 @pytest.mark.parametrize("wrong", [("holiday", 4, 16), ("train", 0, 16), ("train", 4, 2)])
 def test_wrong_splits_and_sizes_are_named(wrong):
     with pytest.raises(UsageError, match=r"split|at least 1"):
