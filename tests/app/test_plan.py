@@ -90,9 +90,13 @@ def test_a_mistake_is_one_line(typed, line, capsys):
     assert line in said and said.count("\n") == 1
 
 
-def test_a_recipe_that_weights_decide_on_tells_what_it_can(capsys):
+def test_a_recipe_that_weights_decide_on_says_what_to_give(capsys):
     assert run(["plan", "recipe=paper/asyrp", "--gpu", "a100-80"]) == UsageError.exit_code
     assert "method.t_edit=" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_and_with_that_it_is_planned():
     found = of("recipe=paper/asyrp", "method.t_edit=513")
     assert found.batch is not None and found.batch.updates in (19, 20) and found.parts["delta"].trained
 
