@@ -157,7 +157,7 @@ def _export(method: Method) -> int | None:
     """Return the bytes of the files that a run exports, None for a method that writes them in its own way."""
     own = sum(tensor.nbytes for one in method.artefacts() for tensor in one.tensors.values())
     if isinstance(method, PipelineMethod):
-        own += sum(weight.numel() * 2 for weight in method.backbone.parameters())
+        own += sum(weight.numel() * 2 for weight in method.parameters())
     return own or None
 
 
