@@ -279,5 +279,5 @@ def test_other_backbones_and_controlnets_are_named(tmp_path):
 
 
 def other_width():
-    made = tiny.parts(cross_attention_dim=8)
+    made = tiny.parts(cross_attention_dim=8) | {"text_encoder": tiny.text_encoder(hidden_size=8)}
     return tiny.LatentBackbone(made["unet"], made["vae"], made["scheduler"].config, made["text_encoder"], made["tokenizer"])

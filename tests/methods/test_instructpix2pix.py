@@ -173,7 +173,9 @@ def test_a_grid_shows_source_edit_and_answer_also_of_encoded_pairs():
     kept = {name: posteriors(made.backbone, batch(), name) for name in ("image", "target")}
     plain = {name: batch()[name] for name in ("image", "target", "instruction", "key")}
     items = [{name: value[n] for name, value in plain.items()} for n in range(2)]
-    hidden = [{f"{name}_posterior": kept[name][n] for name in kept} | {"instruction": "", "key": "c"} for n in range(2)]
+    hidden = [
+        {f"{name}_posterior": kept[name][n] for name in kept} | {"instruction": "make it blue", "key": "c"} for n in range(2)
+    ]
     for dataset in (items, hidden):
         made.precompute(dataset)
         assert made.sample_grid().shape == (2, 3, 3, tiny.SIZE, tiny.SIZE)

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
-from editkit.backbones.attention import prepare_on_cpu
 from editkit.backbones.clip import load_clip
 from editkit.training.folder import FolderMethod, write_preprocessor
 from editkit.training.tokens import save_bpe, train_tokenizer
@@ -66,7 +65,6 @@ class ClipTraining(FolderMethod):
         return {"clip": self.parameters()}
 
     def _read(self, texts: Sequence[str]) -> Tensor:
-        prepare_on_cpu(self.clip)
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
         pooled = self.clip.text_model(**tokens.to(self.device)).pooler_output
         return F.normalize(self.clip.text_projection(pooled).float(), dim=1)

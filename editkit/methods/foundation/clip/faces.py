@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from editkit.backbones.attention import prepare_on_cpu
 from editkit.backbones.clip import load_clip
 from editkit.data.items import collate
 from editkit.data.pairs import FacePairs
@@ -85,6 +86,7 @@ class ToyClip(ClipTraining):
         self.factor_head = nn.Linear(width, sum(len(values) for values in FACTORS.values()))
 
     def loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        prepare_on_cpu(self.clip)
         faces: list[Face] = [*batch["face"], *batch["other_face"]]
         captions = [pair[0] for pair in batch["captions"]] + [pair[1] for pair in batch["captions"]]
         images = torch.cat([batch["image"], batch["other"]])

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from editkit.backbones.attention import prepare_on_cpu
 from editkit.backbones.clip import load_clip
 from editkit.data.items import collate
 from editkit.data.scene_classes import OF_THINGS, OF_WHOLES, UNSEEN, cell_classes, class_cost, whole_classes
@@ -88,6 +89,7 @@ class SceneClip(ClipTraining):
         self.change_head = nn.Linear(2 * dim, dim)
 
     def loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        prepare_on_cpu(self.clip)
         shown = [pair[0] for pair in batch["shown"]] + [pair[1] for pair in batch["shown"]]
         hidden = [pair[0] for pair in batch["hidden"]] + [pair[1] for pair in batch["hidden"]]
         captions = [caption for of_pair in batch["captions"] for caption in of_pair]
