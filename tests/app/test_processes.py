@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -130,7 +131,9 @@ def asleep(tmp_path):
             spread(sleeping, [({str(tmp_path)!r}, 0), ({str(tmp_path)!r}, 1)])
         except KeyboardInterrupt:
             print("interrupted")"""
-    program = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, start_new_session=True, stdout=-1, stderr=-1, text=True)
+    listening = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  # a shell's background jobs ignore Ctrl-C
+    how: dict[str, Any] = {"cwd": ROOT, "start_new_session": True, "stdout": -1, "stderr": -1, "text": True}
+    program = subprocess.Popen([sys.executable, "-c", code], preexec_fn=listening, **how)
     try:
         yield program, wait_for(lambda: read(tmp_path, 2), "the processes to start")
     finally:
