@@ -146,7 +146,7 @@ def counted(method: Method, trainer: Plan, eight_bit: bool) -> Training:
     batch, unknown = None, ""
     try:
         batch = estimate.batch(method, trainer)
-    except (NotThere, NotImplementedError, RuntimeError) as error:
+    except (NotThere, NotImplementedError) as error:  # the latter is torch's for an operation that needs values
         unknown = f"a batch cannot be counted without weights and data: {str(error).splitlines()[0]}"
     memory = estimate.memory(found, batch, state, trainer, trained)
     checkpoint = trained + state.state + (trained if trainer.ema is not None else 0)
