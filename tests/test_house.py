@@ -75,9 +75,7 @@ def test_the_commands_of_the_readme_can_be_typed(line):
         command = command.commands[words.pop(0)]
     typed = command.make_context(f"{name} {verb}", words).params
     overrides = [text for text in typed.get("overrides") or [] if "=" in text]
-    swept = typed.get("sweep")  # of submit a flag, of evaluate the key and its values
-    varied = recipe.sweep(overrides if swept is True else [*overrides, swept]) if swept else {}
-    variants = [list(one.values()) for one in varied] or [overrides]
+    variants = [list(one.values()) for one in recipe.sweep(overrides)] if typed.get("sweep") else [overrides]
     for method in typed.get("methods") or [typed.get("method")]:
         for variant in variants:
             recipe.compose([*([f"recipe={method}"] if method else []), *variant])

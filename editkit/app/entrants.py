@@ -12,7 +12,7 @@ from editkit.app.options import EvaluateOptions, RecipeOptions
 from editkit.app.questions import Questions, questions_named
 from editkit.app.questions.base import NO_EDIT, Edit
 from editkit.errors import UsageError, UserError, suggestion
-from editkit.recipe import compose
+from editkit.recipe import compose, sweep
 from editkit.types import EditRequest
 
 if TYPE_CHECKING:
@@ -34,14 +34,15 @@ def composed(options: EvaluateOptions) -> dict[str, DictConfig]:
 
 def swept(options: EvaluateOptions, asked: Sequence[tuple[str, RecipeOptions]]) -> list[tuple[str, RecipeOptions]]:
     """Return each recipe once for every value of the sweep, if there is one, with names that say the value."""
-    if options.sweep is None:
+    if not options.sweep:
         return list(asked)
-    key, _, values = options.sweep.partition("=")
     found = []
     for name, one in asked:
-        for value in values.split(","):
-            varied = replace(one, overrides=[*one.overrides, f"{key}={value}"])
-            found.append((f"{name} {key.rpartition('.')[2]}={value}", varied))
+        variants = sweep(one.overrides)
+        varying = [key for key in variants[0] if len({variant[key] for variant in variants}) > 1]
+        for variant in variants:
+            told = " ".join(variant[key][key.rfind(".") + 1 :] for key in varying)
+            found.append((f"{name} {told}", replace(one, overrides=list(variant.values()))))
     return found
 
 

@@ -57,7 +57,7 @@ def evaluate(options: EvaluateOptions) -> int:
     trials = trials_of(options, questions, recipes, edits, jobs)
     results = summary(trials, seed=options.seed, device=str(device_of(options.device)), jobs=jobs)
     paths = write(output, results, trials)
-    if options.sweep is not None:
+    if options.sweep:
         paths += tradeoff.write(output, results)
     if options.update is not None:
         insert(options.update, questions.mark, markdown_table(results))

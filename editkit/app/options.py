@@ -268,12 +268,11 @@ class EvaluateOptions(DeviceOptions):
         output: folder for metrics.json, report.html and the pictures.
         update: a file such as README.md, to put the table between its lines <!-- results --> and <!-- /results -->; for scenes
             these are <!-- results instructions --> and so on.
-        sweep: KEY=V1,V2,... to evaluate a single method with each value; None for no sweep.
+        sweep: overrides of a single method may hold several values (`method.scale=2,4,8`), and each is evaluated.
         jobs: edits at once, at least 1.
 
     Raises:
-        UsageError: keys of `method` or a sweep for several methods, a sweep without values, no jobs, an option has none of
-            the values it can have.
+        UsageError: keys of `method` or a sweep for several methods, no jobs, an option has none of the values it can have.
     """
 
     overrides: list[str] = option("What differs from the recipes, as key=value.", default=[], positional=True)
@@ -291,19 +290,17 @@ class EvaluateOptions(DeviceOptions):
     baselines: list[str] = option("Baseline to put beside them (repeatable); none for none.", default=[], name="--baseline")
     output: Path | None = option("Folder for metrics.json, report.html and pictures.", short="-o")
     update: Path | None = option("File to put the table into, between <!-- results --> and <!-- /results -->.")
-    sweep: str | None = option("A setting and its values, KEY=V1,V2,...: also draws the trade-off that it makes.")
+    sweep: bool = option("Evaluate a setting's values (method.scale=2,4,8) and draw their trade-off.", default=False)
     jobs: int = option("Edits at once, each in a process with its share of the cores; not on a GPU.", default=1, group=COMPUTING)
 
     def __post_init__(self) -> None:
         _check_choices(self)
         if self.jobs < 1:
             raise UsageError(f"--jobs {self.jobs}: at least 1 edit is made at a time")
-        if self.sweep is not None and not all(self.sweep.partition("=")[::2]):
-            raise UsageError(f"--sweep {self.sweep}: write KEY=V1,V2,... as in method.scale=2,4,8")
         if len(self.methods) < 2:
             return
-        if self.sweep is not None:
-            raise UsageError(f"--sweep {self.sweep} with several methods: sweep them one by one")
+        if self.sweep:
+            raise UsageError("--sweep with several methods: sweep them one by one")
         for text in self.overrides:
             if text.lstrip("+~").startswith("method."):
                 raise UsageError(
