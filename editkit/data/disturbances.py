@@ -22,6 +22,13 @@ def disturbed(images: Tensor) -> Tensor:
     return (images + (torch.rand(count, 3, 1, 1, device=device) - 0.5) * 0.06 * some(0.3)).clamp(-1, 1)
 
 
+def mirrored(images: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Mirror half of the images (B, 3, H, W), each with what is known of its pixels (B, ..., H, W)."""
+    flip = torch.rand(len(images), device=images.device) < 0.5
+    images, maps = (torch.where(flip.view(-1, *[1] * (part.ndim - 1)), part.flip(-1), part) for part in (images, maps))
+    return images, maps
+
+
 def compressed(images: Tensor, coarseness: Tensor) -> Tensor:
     """Return images (B, 3, H, W) as JPEG's rounding leaves them: the cosine transform of blocks of 8 x 8 pixels, in coarse steps.
 

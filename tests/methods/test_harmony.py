@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import torch
 
+from editkit.data.disturbances import mirrored
 from editkit.data.items import collate
 from editkit.data.pasted import PastedScenes
-from editkit.methods.foundation.harmony import SeamReader, mirrored
+from editkit.methods.foundation.harmony import SeamReader
 from editkit.metrics.harmony import load_harmony
 from editkit.training.harmony_figures import harmony_figures
 

@@ -13,6 +13,7 @@ from transformers import CLIPTextModel, CLIPVisionModel
 import editkit.training.scene_figures as figures_module
 from editkit.backbones.clip import load_clip
 from editkit.backbones.dino import load_dino
+from editkit.data.disturbances import mirrored
 from editkit.data.items import collate
 from editkit.data.scene_classes import NOTHING, OF_THINGS, OF_WHOLES, UNSEEN, cell_classes, whole_classes
 from editkit.data.scene_views import ThingViews, VariedScenes, carried_over
@@ -25,7 +26,7 @@ from editkit.data.world_pairs import WorldPairs
 from editkit.errors import UserError
 from editkit.methods.foundation.clip.scenes import SceneClip, matched, speaks_of_scenes, truth
 from editkit.methods.foundation.dino import ToyDino, centres, dino_figures, matched_patches, partners
-from editkit.methods.foundation.scene_oracle import SceneReader, exchanged, mirrored
+from editkit.methods.foundation.scene_oracle import SceneReader, exchanged
 from editkit.metrics.scene_oracle import SceneOracle, load_scene_oracle
 from editkit.training.scene_figures import accuracy
 

@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from editkit.backbones.autoencoder import load_autoencoder
-from editkit.data.disturbances import disturbed
+from editkit.data.disturbances import disturbed, mirrored
 from editkit.data.items import collate
 from editkit.data.pasted import PastedScenes
 from editkit.metrics.harmony import HarmonyNet, load_harmony
@@ -72,9 +71,3 @@ class SeamReader(FolderMethod):
     def dummy_batch(self) -> dict[str, Any]:
         scenes = PastedScenes("train", 4)
         return self.transfer_batch_to_device(collate([scenes[k] for k in range(4)]), self.device, 0)
-
-
-def mirrored(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Mirror half of the pictures (B, 3, H, W) with their masks (B, 1, H, W)."""
-    flip = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
-    return torch.where(flip, images.flip(3), images), torch.where(flip, masks.flip(3), masks)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from editkit.backbones.autoencoder import load_autoencoder
-from editkit.data.disturbances import compressed, disturbed
+from editkit.data.disturbances import compressed, disturbed, mirrored
 from editkit.data.items import collate
 from editkit.data.scene_classes import NOTHING, OF_THINGS, OF_WHOLES, UNSEEN, cell_classes, class_cost, whole_classes
 from editkit.data.scene_views import VariedScenes
@@ -104,12 +104,3 @@ def exchanged(images: Tensor) -> tuple[Tensor, Tensor]:
     """Exchange the colour channels of some pictures (B, 3, H, W), and say of which, (B,); their shapes are what they were."""
     odd = torch.rand(len(images), device=images.device) < ODD
     return torch.where(odd[:, None, None, None], images[:, torch.randperm(3)], images), odd
-
-
-def mirrored(images: Tensor, instances: Tensor) -> tuple[Tensor, Tensor]:
-    """Mirror half of the pictures (B, 3, H, W) with their instances (B, H, W); nothing that is read depends on the side."""
-    flip = torch.rand(len(images), device=images.device) < 0.5
-    return (
-        torch.where(flip[:, None, None, None], images.flip(3), images),
-        torch.where(flip[:, None, None], instances.flip(2), instances),
-    )
