@@ -27,6 +27,7 @@ from editkit.data.toyworld.world import caption_at, face_at
 EVERY_FACE = 4  # one picture in four is a face
 EVERY_STYLE = 8  # one scene in eight is drawn in another style
 STYLED, NEAR = 20, 21  # keep these random numbers apart from those of the domains
+FARTHEST = 3  # distance at which an object is as large as scenes show it; at 1 it fills the picture
 NEARER = ("a close-up of {}", "{} from near", "{} up close")
 
 
@@ -106,15 +107,14 @@ def numbered(index: int) -> tuple[bool, int]:
 
 
 def seen_from_near(scene: Scene, rng: np.random.Generator) -> tuple[Scene, Window, Caption]:
-    """Return one object of a scene alone, the part of the picture about it, from a half to nearly all of it, and a caption."""
+    """Return one object of a scene alone, the part of the picture about it, from a third to nearly all of it, and a caption."""
     thing = pick(rng, scene.things)
-    half = thing.size * rng.uniform(MARGIN, 2 * MARGIN)
+    distance = rng.uniform(1, FARTHEST)
     words = thing_caption(thing, rng)
-    return (
-        replace(scene, things=(thing,)),
-        Window((thing.x, thing.y), 0.5 / half),
-        replace(words, text=pick(rng, NEARER).format(words.text)),
-    )
+    if distance < FARTHEST - 1 and rng.random() < 0.5:
+        words = replace(words, text=pick(rng, NEARER).format(words.text))
+    window = Window((thing.x, thing.y), 0.5 / (distance * MARGIN * thing.size))
+    return replace(scene, things=(thing,)), window, words
 
 
 def captioned_scene(split: str, number: int) -> tuple[Scene, Caption]:
