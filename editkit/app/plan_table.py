@@ -9,9 +9,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from editkit.app.gpus import GIB, Gpu
 from editkit.app.options import PlanOptions
 from editkit.app.savings import Saving
+from editkit.engine.gpus import GIB, Gpu
 
 if TYPE_CHECKING:
     from editkit.app.plan import Training

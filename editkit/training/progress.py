@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LINE_EVERY_S = 5.0
+WAITING = 0.05  # share of the time from which waiting for data is worth a word
 
 
 class Display:
@@ -66,10 +67,16 @@ class Display:
 
 def brief(figures: Mapping[str, float]) -> str:
     """Return the losses and the rate in a few words."""
-    shown = {
-        name.removeprefix("loss/"): value for name, value in figures.items() if name.startswith("loss") or name == "images_per_s"
-    }
-    return " ".join(f"{name} {value:.4g}" for name, value in shown.items())
+    shown = [f"{name.removeprefix('loss/')} {value:.4g}" for name, value in figures.items() if name.startswith("loss")]
+    if "images_per_s" in figures:
+        shown.append(f"{figures['images_per_s']:.4g} images/s")
+    if "tflop_per_s" in figures:
+        rate = figures["tflop_per_s"]
+        of_peak = f" ({figures['of_peak']:.0%} of the peak)" if "of_peak" in figures else ""
+        shown.append(f"{rate:.3g} TFLOP/s{of_peak}" if rate >= 1 else f"{1000 * rate:.3g} GFLOP/s{of_peak}")
+    if figures.get("data_wait", 0) >= WAITING:
+        shown.append(f"waiting for data {figures['data_wait']:.0%} of the time: raise trainer.num_workers")
+    return " ".join(shown)
 
 
 def clock(seconds: float) -> str:

@@ -23,6 +23,7 @@ from editkit.training.randomness import derive, isolated, rng_state, seed_all, s
 from editkit.training.rundir import RunDir
 from editkit.training.signals import StopFlag
 from editkit.training.stepper import Stepper
+from editkit.training.throughput import Throughput
 
 
 class Session(Callback):
@@ -35,6 +36,7 @@ class Session(Callback):
     Attributes:
         resumed: the checkpoint this process continued from.
         stopped_by: name of the signal that ended training early.
+        throughput: a callback of its own, to stand before this one in the Trainer's.
     """
 
     def __init__(self, stepper: Stepper, run: RunDir, *, dataset: Any, config: str, seed: int, title: str) -> None:
@@ -46,8 +48,8 @@ class Session(Callback):
         self.flag = StopFlag()
         self.display: Display | None = None
         self.began_at = self.seen = 0  # steps at the start of this process, and at the last boundary
-        self.saved_at = self.logged_at = time.monotonic()
-        self.logged_images = 0
+        self.saved_at = time.monotonic()
+        self.throughput = Throughput(self.plan)
         self.earlier, self.started = run.seconds, time.monotonic()
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -64,7 +66,6 @@ class Session(Callback):
         else:
             self._restore(trainer, self.resumed)
         self.began_at = self.seen = self.stepper.steps
-        self.logged_images = self.stepper.images
         for logger in trainer.loggers:
             if isinstance(logger, CsvLog):
                 logger.rewind(self.stepper.steps)
@@ -87,7 +88,7 @@ class Session(Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Take over the signals from Lightning, whose own handlers act in the middle of a batch."""
         self.flag.install()
-        self.saved_at = self.logged_at = time.monotonic()
+        self.saved_at = time.monotonic()
         if trainer.is_global_zero:
             position = self.plan.position(steps=self.stepper.steps, images=self.stepper.images)
             self.display = Display(self.title, total=self.plan.length, unit=self.plan.unit, start=position)
@@ -132,10 +133,7 @@ class Session(Callback):
             return trainer.strategy.reduce(means.float().to(self.method.device), reduce_op="mean").cpu()
 
         figures = self.stepper.meter.take(over_devices if trainer.world_size > 1 else lambda means: means)
-        now = time.monotonic()
-        rate = (self.stepper.images - self.logged_images) / max(now - self.logged_at, 1e-9)
-        self.logged_at, self.logged_images = now, self.stepper.images
-        figures |= {"images": float(self.stepper.images), "images_per_s": rate}
+        figures |= {"images": float(self.stepper.images)} | self.throughput.take()
         for logger in trainer.loggers:
             logger.log_metrics(figures, step=self.stepper.steps)
         return figures
