@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,17 +10,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from editkit.app.device import device_of
+from editkit.app.device import device_of, dtype_of
 from editkit.app.inputs import ALWAYS, check_fit, check_inputs, subject
 from editkit.app.loaded import compose_for, load_editor, short_name
 from editkit.app.manifest import list_name
 from editkit.app.numbers import check_numbers
 from editkit.app.options import EditOptions
+from editkit.app.pace import Pace, pace
 from editkit.app.processes import spread
 from editkit.app.progress import Progress, remark
 from editkit.app.stages import Editing, outputs, settled
 from editkit.app.worklist import Plan, plan
 from editkit.data.files import check_replaceable, check_writable
+from editkit.engine.gpus import peak_of
 from editkit.errors import UsageError
 from editkit.recipe import thaw
 
@@ -50,14 +53,17 @@ def edit_images(options: EditOptions) -> int:
 
 def _edit_folder(options: EditOptions, cfg: DictConfig, planned: Plan, folder: Path) -> int:
     """Edit what is not done yet, here or in several processes; return 1 if some pictures failed."""
+    began = time.monotonic()
     count, listed = len(planned.jobs) + len(planned.broken), list_name(options.shard if options.jobs == 1 else "*")
     with Progress(total=count) as progress:
         if options.jobs == 1:
             editing = _loaded(options, cfg, planned)
             editing.begin(progress.note)
             found = [list(progress.counted(settled(editing, planned, folder)))]
+            progress.note(editing.pace.line(time.monotonic() - began))
         else:
             found = spread(_settled_share, shares(options), tick=progress.advance)
+            progress.note(pace(count, time.monotonic() - began))
     failed = {key: reason for share in found for key, reason in share if reason is not None}
     progress.summary(folder, done=count - len(failed), failed=failed, listed=listed)
     return 1 if failed else 0
@@ -110,7 +116,8 @@ def _loaded(options: EditOptions, cfg: DictConfig, planned: Plan) -> Editing:
     loaded = load_editor(cfg, name, weights=options.weights, prompt=options.prompt, device=options.device, dtype=options.dtype)
     if planned.jobs and not loaded.targets:
         _check_jobs(planned, name, (*needs, *loaded.editor.needs), takes)
-    return Editing(options, loaded)
+    peak = peak_of(device_of(options.device), dtype_of(options.dtype) or torch.float32)
+    return Editing(options, loaded, pace=Pace(peak))
 
 
 def checked_plan(options: EditOptions, cfg: DictConfig, name: str) -> Plan:

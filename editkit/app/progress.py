@@ -51,8 +51,9 @@ class Progress:
             yield one
 
     def note(self, line: str) -> None:
-        """Show a remark above the bar."""
-        self.remarks.print(line)
+        """Show a remark above the bar, if there is one."""
+        if line:
+            self.remarks.print(line)
 
     def wrote(self, paths: Sequence[Path]) -> None:
         """Name files that were written."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from editkit.app.inputs import Subject, subject
 from editkit.app.loaded import Loaded
 from editkit.app.manifest import Manifest, fingerprint
 from editkit.app.options import EditOptions
+from editkit.app.pace import Pace
 from editkit.app.progress import remark
 from editkit.app.worklist import Job, Plan, variant
 from editkit.data.files import check_replaceable, write_png
@@ -43,12 +44,14 @@ class Editing:
     Attributes:
         manifest: what the folder of results holds already; None for a single picture, which is edited again each time.
         remark: shows a line to the user.
+        pace: how fast a folder goes.
     """
 
     options: EditOptions
     loaded: Loaded
     manifest: Manifest | None = None
     remark: Callable[[str], None] = remark
+    pace: Pace = field(default_factory=Pace)
 
     @property
     def batch_size(self) -> int:
@@ -174,7 +177,8 @@ def settled(editing: Editing, planned: Plan, folder: Path) -> Iterator[tuple[str
             yield job.key, None
         else:
             left.append(job)
-    stages = {"decode": editing.read, "work": editing.work, "write": editing.write}
+    work = editing.pace.timed(editing.work, count=not editing.loaded.compiled)
+    stages = {"decode": editing.read, "work": work, "write": editing.write}
     for job, error in stream(left, **stages, batch_size=editing.batch_size, batch_invariant=editing.loaded.batch_invariant):
         if isinstance(error, UsageError) or _disk_fails(error):
             raise error  # type: ignore[misc]
