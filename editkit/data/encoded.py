@@ -66,16 +66,16 @@ class EncodedDataset(Dataset[dict[str, Any]]):
         self.inner, self.encoder = inner, encoder
         self.names, self.kept = tuple(names), tuple(kept)
         self.home = folder / _name(inner, (*self.names, *self.kept), encoder.digest())
-        self.blocks: list[Block] = []
+        self.opened: list[Block] = []
 
     def __len__(self) -> int:
         return len(self.inner)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if not self.blocks:
+        if not self.opened:
             self.prepare()
         number, row = divmod(index, BLOCK)
-        block = self.blocks[number]
+        block = self.opened[number]
         item = json.loads(block.texts[row])
         for name, rows in block.rows.items():
             label = f"{name}_posterior" if name in self.names else name
@@ -100,7 +100,7 @@ class EncodedDataset(Dataset[dict[str, Any]]):
             if not _texts(self.home, start).exists():
                 log.info("encoding items %d to %d of %d into %s", start, start + BLOCK, len(self), self.home)
                 self._write(range(start, min(start + BLOCK, len(self))), tell)
-        self.blocks = [self._read(start) for start in starts]
+        self.opened = [self._read(start) for start in starts]
 
     def _read(self, start: int) -> Block:
         with open(_texts(self.home, start), encoding="utf-8") as file:
