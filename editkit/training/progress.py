@@ -40,12 +40,12 @@ class Display:
             self.bar.start()
 
     def show(self, position: int, figures: Mapping[str, float] | None = None) -> None:
-        """Move to `position`; `figures` of the last log are shown beside it."""
+        """Move to `position`, with `figures` of the last log beside it; without a bar, only calls with figures say anything."""
         if self.bar is not None:
             self.bar.update(self.task, completed=min(position, self.total))
             if figures:
                 self.bar.update(self.task, figures=brief(figures))
-        elif figures and (time.monotonic() - self.said >= LINE_EVERY_S or position >= self.total):
+        elif figures is not None and (time.monotonic() - self.said >= LINE_EVERY_S or position >= self.total):
             self.said = time.monotonic()
             self.console.print(self._line(position, figures), highlight=False, soft_wrap=True)
 
@@ -53,7 +53,8 @@ class Display:
         seconds = time.monotonic() - self.began
         rate = (position - self.start) / max(seconds, 1e-9)
         left = max(self.total - position, 0) / rate if rate else float("inf")
-        return f"{self.title}: {position}/{self.total} {self.unit}, {rate:.2g}/s, {clock(left)} left, {brief(figures)}"
+        words = (f"{self.title}: {position}/{self.total} {self.unit}", f"{rate:.2g}/s", f"{clock(left)} left", brief(figures))
+        return ", ".join(word for word in words if word)
 
     def say(self, message: str) -> None:
         """Print a line without disturbing the bar."""

@@ -60,6 +60,7 @@ class Session(Callback):
         newest = checkpoint.newest(self.run.checkpoints) if trainer.is_global_zero else None
         self.resumed = trainer.strategy.broadcast(newest)
         with isolated(derive(self.seed, "precompute")):
+            self._prepare_data(trainer)
             self.method.precompute(self.dataset)
         if self.resumed is None:
             seed_all(derive(self.seed, "train", trainer.global_rank))
@@ -70,6 +71,19 @@ class Session(Callback):
             if isinstance(logger, CsvLog):
                 logger.rewind(self.stepper.steps)
         trainer.should_stop = self.stepper.done
+
+    def _prepare_data(self, trainer: lightning.Trainer) -> None:
+        """Let a data set that computes something once do so, on the device of the training and in all processes at once."""
+        prepare = getattr(self.dataset, "prepare", None)
+        if prepare is None:
+            return
+        if trainer.is_global_zero:
+            display = Display("preparing the data", total=len(self.dataset), unit="images")
+            prepare(self.method.device, lambda done: display.show(done, {}))
+            display.close()
+        else:
+            prepare(self.method.device)
+        trainer.strategy.barrier()
 
     def _restore(self, trainer: lightning.Trainer, path: Path) -> None:
         snapshot = checkpoint.load(path)
