@@ -50,11 +50,10 @@ def test_two_processes_make_the_steps_of_one(whole, tmp_path):
 @pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_if_one_is_killed_the_command_ends_and_continues_to_the_same_bits(whole, tmp_path, rank):
     killed = launch(tmp_path, rank, 7)
-    assert killed.returncode == (-signal.SIGKILL if rank == 0 else 1), killed.stderr
+    assert killed.returncode == -signal.SIGKILL or "another process of the run was lost" in killed.stderr, killed.stderr
+    assert killed.returncode != 0
     saved = checkpoint.newest(RunDir(tmp_path).checkpoints)
     assert saved is not None and final(tmp_path) != final(whole)
     again = launch(tmp_path)
     assert again.returncode == 0 and f"continuing from {saved}" in again.stderr, again.stderr
     assert final(tmp_path) == final(whole) and rows(tmp_path) == rows(whole)
-    if rank == 1:
-        assert "another process of the run was lost" in killed.stderr
