@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -155,12 +155,14 @@ def freeze(cfg: DictConfig, run_dir: Path | str, *, accept: bool = False) -> Pat
             f"{run_dir} holds a run with {found[0].key}={found[0].before}, now it is {found[0].now}: "
             f"repeat that command to continue it, or start another with run_dir=NEW_FOLDER"
         )
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
         part.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120), encoding="utf-8")
         part.replace(path)
     except OSError as error:
+        with suppress(OSError):
+            part.unlink()
         raise UserError(f"cannot write {path}: {error.strerror}; choose another folder with run_dir=...") from error
     return path
 

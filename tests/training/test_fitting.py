@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 
 import pytest
@@ -33,8 +34,6 @@ def train(folder, config, *, lr=0.01, total=None, images=10, method=None, **plan
 
 
 def rates(folder):
-    import csv
-
     with RunDir(folder).metrics.open() as file:
         return [float(row["lr/net"]) for row in csv.DictReader(file)]
 
