@@ -139,11 +139,11 @@ def test_a_job_that_slurm_has_queued_again_does_not_start_anew(overrides, tmp_pa
 
 
 def test_the_flags_can_be_typed(overrides, tmp_path, capsys):
-    command = ["train", *overrides, "-o", str(tmp_path / "run")]
-    assert cli.run(command) == 0
-    assert cli.run([*command, "trainer.clip_norm=0.5"]) == 2
-    assert "trainer.clip_norm: null -> 0.5" in capsys.readouterr().err
-    assert cli.run([*command, "trainer.clip_norm=0.5", "--accept-changes"]) == 0
-    assert cli.run([*command, "--fresh"]) == 0
-    assert cli.run(["train", "--from", str(tmp_path / "run"), "--fresh"]) == 2
+    run = tmp_path / "run"
+    app.configuration(TrainOptions(overrides=overrides, run_dir=run))
+    assert cli.run(["train", *overrides, "-o", str(run), "trainer.clip_norm=0.5"]) == 2
+    assert "  trainer.clip_norm: null -> 0.5\n" in capsys.readouterr().err
+    assert cli.run(["train", *overrides, "-o", str(run), "trainer.clip_norm=0.5", "--accept-changes", "--fresh"]) == 0
+    assert (tmp_path / "run.earlier-1").is_dir()
+    assert cli.run(["train", "--from", str(run), "--fresh"]) == 2
     assert "leave out fresh" in capsys.readouterr().err
