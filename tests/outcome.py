@@ -9,6 +9,7 @@ from pathlib import Path
 
 from editkit.training import checkpoint
 from editkit.training.rundir import RunDir
+from editkit.training.throughput import FIGURES
 
 
 def result(run: RunDir) -> dict[str, bytes]:
@@ -18,7 +19,7 @@ def result(run: RunDir) -> dict[str, bytes]:
     files = [newest / "weights.safetensors", newest / "state.safetensors"]
     exported = sorted(path for path in run.export.rglob("*") if path.is_file())
     with run.metrics.open() as file:
-        rows = [{key: value for key, value in row.items() if key != "images_per_s"} for row in csv.DictReader(file)]
+        rows = [{key: value for key, value in row.items() if key not in FIGURES} for row in csv.DictReader(file)]
     content = {str(path.relative_to(run.path)): path.read_bytes() for path in files}
     content |= {str(path.relative_to(run.path)): _timeless(path) for path in exported}
     return {**content, "metrics": repr(rows).encode(), "state": _state_without_place(newest, run)}

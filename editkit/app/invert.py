@@ -141,15 +141,13 @@ def invert_images(options: InvertOptions) -> int:
                 finished.add(key, jobs[key], outputs[key])
             progress.wrote(outputs[key])
 
-        def settled(key: str, error: Exception | None) -> None:
+        size_of = {"batch_size": int(cfg.engine.batch_size), "batch_invariant": bool(cfg.engine.batch_invariant)}
+        for key, error in stream(missing, decode=read, work=work, write=write, **size_of):
             progress.advance()
             if error is not None and (_single(options) or isinstance(error, UsageError)):
                 raise error
             if error is not None:
                 failed[key] = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-
-        size_of = {"batch_size": int(cfg.engine.batch_size), "batch_invariant": bool(cfg.engine.batch_invariant)}
-        stream(missing, decode=read, work=work, write=write, on_item=settled, **size_of)
     for key, reason in failed.items():
         progress.note(f"failed: {key}: {reason}")
     return 1 if failed else 0

@@ -37,6 +37,7 @@ class Loaded:
         expected_psnr: reconstruction PSNR in dB on images like those that the backbone was trained on, if it is known.
         news: lines that the user should see.
         batch_invariant: fixed, padded batches, so that a result is the same to the bit whatever else is in its batch.
+        compiled: layers are compiled when they are first used.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Loaded:
     expected_psnr: float | None = None
     news: tuple[str, ...] = ()
     batch_invariant: bool = False
+    compiled: bool = False
 
 
 def compose_for(options: RecipeOptions, verb: str) -> DictConfig:
@@ -122,6 +124,7 @@ def load_editor(
         reconstruction_psnr(cfg),
         _news(chosen, prompt, weights),
         bool(cfg.engine.batch_invariant),
+        bool(cfg.engine.compile),
     )
 
 

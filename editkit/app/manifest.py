@@ -12,8 +12,6 @@ from typing import Any
 from editkit.data.files import provenance
 from editkit.errors import UserError
 
-NAME = "editkit.jsonl"
-
 
 class Manifest:
     """The list of finished pictures in a folder of results, one JSON object a line, appended and flushed one by one.
@@ -29,7 +27,7 @@ class Manifest:
     """
 
     def __init__(self, folder: Path, shard: str | None = None) -> None:
-        self.path = folder / (NAME if shard is None else f"editkit.{shard.replace('/', '-of-')}.jsonl")
+        self.path = folder / list_name(shard)
         self._done: dict[str, str | None] = {}
         self._cut_off = False
         for path in sorted(folder.glob("editkit*.jsonl")):
@@ -73,6 +71,11 @@ class Manifest:
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
         self._cut_off = False
+
+
+def list_name(shard: str | None) -> str:
+    """Return the name of the list of a folder, or of a share of it."""
+    return "editkit.jsonl" if shard is None else f"editkit.{shard.replace('/', '-of-')}.jsonl"
 
 
 def fingerprint(settings: Mapping[str, Any], files: Sequence[Path]) -> str:

@@ -183,6 +183,7 @@ class EditOptions(RecipeOptions, DeviceOptions):
         output: a file for one image, a folder for several.
         source: folder whose frozen recipe to use instead of composing one (`editkit submit edit` writes it).
         shard: `I/N`, the I-th of N shares of a folder, counted from 0.
+        jobs: processes that share out a folder, at least 1.
     """
 
     image: Path | None = option("Image to edit, or a folder of them.")
@@ -219,9 +220,12 @@ class EditOptions(RecipeOptions, DeviceOptions):
     )
     source: Path | None = option("Use the recipe that is frozen in this folder.", name="--from", group=RECIPE)
     shard: str | None = option("I/N: edit only the I-th of N shares of a folder, from 0/N on.", group=COMPUTING)
+    jobs: int = option("Processes that share out a folder, each with a GPU or its part of the cores.", default=1, group=COMPUTING)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.jobs < 1:
+            raise UsageError(f"--jobs {self.jobs}: at least 1 process is needed")
         if self.source and (others := self.given("method", "backbone", "overrides")):
             raise UsageError(f"--from {self.source} edits by the recipe as it is frozen there; leave out {', '.join(others)}")
 

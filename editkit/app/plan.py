@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from editkit import recipe
-from editkit.app.gpus import Gpu, gpu_named
 from editkit.app.options import PlanOptions
 from editkit.app.plan_table import show
 from editkit.app.savings import Saving, savings
 from editkit.backbones.weightless import weightless
+from editkit.engine.gpus import Gpu, gpu_named
 from editkit.errors import UsageError, UserError
 from editkit.training import estimate
 from editkit.training.live import NotThere, ReadAsUnknown

@@ -9,9 +9,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from editkit.app.gpus import Gpu
 from editkit.app.options import PlanOptions
 from editkit.app.savings import Saving
+from editkit.engine.gpus import Gpu
 from editkit.training.space import gib
 
 if TYPE_CHECKING:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from multiprocessing import parent_process
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
+
+T = TypeVar("T")
 
 # Failures shown in full; the rest stay in the list beside the results.
 SHOWN = 20
@@ -41,9 +44,16 @@ class Progress:
         """Count one more as done."""
         self.bar.advance(self.task)
 
+    def counted(self, things: Iterable[T]) -> Iterator[T]:
+        """Yield things as they come and count each as done."""
+        for one in things:
+            self.advance()
+            yield one
+
     def note(self, line: str) -> None:
-        """Show a remark above the bar."""
-        self.remarks.print(line)
+        """Show a remark above the bar, if there is one."""
+        if line:
+            self.remarks.print(line)
 
     def wrote(self, paths: Sequence[Path]) -> None:
         """Name files that were written."""

@@ -6,12 +6,14 @@ What is kept of a picture is the posterior's mean and log variance, not a sample
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,13 +22,25 @@ from torch.utils.data import Dataset
 
 from editkit.data.items import collate
 from editkit.data.module import DataModule
-from editkit.errors import UsageError
+from editkit.engine.atomic import write_bytes
+from editkit.errors import UsageError, UserError
 
 log = logging.getLogger(__name__)
 
 Posterior = Callable[[Tensor], tuple[Tensor, Tensor]]
-BATCH = 32
+BATCH = 32  # items encoded at once
+BLOCK = 2048  # items of a file
 PROBES = 4  # items whose content names the cache, together with the encoder
+
+
+class Encoder(Protocol):
+    """What encodes pictures, such as `editkit.backbones.autoencoder.Autoencoder`."""
+
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def digest(self) -> str: ...
+
+    def to(self, device: torch.device) -> Any: ...
 
 
 class EncodedDataset(Dataset[dict[str, Any]]):
@@ -35,44 +49,94 @@ class EncodedDataset(Dataset[dict[str, Any]]):
     Items hold every str, int and float of the inner items, their tensors named in `kept` as float32 of half precision, and
     for each encoded name N
         N_posterior  (2, C, h, w) float32: mean and log variance, before any scaling
-    The files are written whole or not at all, and made anew when the data or the encoder change.
+    What is encoded is kept in blocks, each written whole or not at all, in a folder whose name is a hash of the data and the
+    encoder: later runs find it there, and one that was killed goes on.
 
     Args:
         inner: what to encode.
-        posterior: from images (B, 3, H, W) in [-1, 1] to mean and log variance, (B, C, h, w) each.
+        encoder: from images (B, 3, H, W) in [-1, 1] to mean and log variance, (B, C, h, w) each.
         names: which pictures of an item to encode.
         folder: where the encoded data are kept.
-        encoder: hash of the encoder's weights.
         kept: tensors of an item that stay as they are, such as masks.
     """
 
     def __init__(
-        self,
-        inner: Dataset[dict[str, Any]],
-        posterior: Posterior,
-        names: Sequence[str],
-        folder: Path,
-        encoder: str,
-        kept: Sequence[str] = (),
+        self, inner: Dataset[dict[str, Any]], encoder: Encoder, names: Sequence[str], folder: Path, kept: Sequence[str] = ()
     ):
+        self.inner, self.encoder = inner, encoder
         self.names, self.kept = tuple(names), tuple(kept)
-        home = folder / _name(inner, (*self.names, *self.kept), encoder)
-        if not (home / "texts.jsonl").exists():
-            log.info("encoding %d items into %s", len(inner), home)  # type: ignore[arg-type]
-            _write(inner, posterior, self.names, self.kept, home)
-        self.rows = {name: np.load(home / f"{name}.npy", mmap_mode="r") for name in (*self.names, *self.kept)}
-        with open(home / "texts.jsonl", encoding="utf-8") as file:
-            self.texts = [line.rstrip("\n") for line in file]
+        self.home = folder / _name(inner, (*self.names, *self.kept), encoder.digest())
+        self.opened: list[Block] = []
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.inner)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        item = json.loads(self.texts[index])
-        for name, rows in self.rows.items():
+        if not self.opened:
+            self.prepare()
+        number, row = divmod(index, BLOCK)
+        block = self.opened[number]
+        item = json.loads(block.texts[row])
+        for name, rows in block.rows.items():
             label = f"{name}_posterior" if name in self.names else name
-            item[label] = torch.from_numpy(rows[index].astype(np.float32))
+            item[label] = torch.from_numpy(rows[row].astype(np.float32))
         return item
+
+    def prepare(self, device: torch.device | None = None, tell: Callable[[int], None] = lambda done: None) -> None:
+        """Encode what is not there yet.
+
+        Processes that do so at once share the work without a word: each begins with another block, and leaves out what it
+        finds done when it comes to it.
+
+        Args:
+            device: where to encode; None leaves the encoder where it is.
+            tell: (number of items that are done), after each batch.
+        """
+        if device is not None:
+            self.encoder.to(device)
+        starts = list(range(0, len(self), BLOCK))
+        first = int.from_bytes(os.urandom(4), "big") % max(len(starts), 1)
+        for start in starts[first:] + starts[:first]:
+            if not _texts(self.home, start).exists():
+                log.info("encoding items %d to %d of %d into %s", start, start + BLOCK, len(self), self.home)
+                self._write(range(start, min(start + BLOCK, len(self))), tell)
+        self.opened = [self._read(start) for start in starts]
+
+    def _read(self, start: int) -> Block:
+        with open(_texts(self.home, start), encoding="utf-8") as file:
+            texts = [line.rstrip("\n") for line in file]
+        names = (*self.names, *self.kept)
+        return Block({name: np.load(_tensors(self.home, name, start), mmap_mode="r") for name in names}, texts)
+
+    def _write(self, indices: range, tell: Callable[[int], None]) -> None:
+        rows: dict[str, list[np.ndarray]] = {name: [] for name in (*self.names, *self.kept)}
+        texts: list[str] = []
+        before = BLOCK * len(list(self.home.glob("texts-*.jsonl")))
+        for first in range(indices.start, indices.stop, BATCH):
+            items = [self.inner[k] for k in range(first, min(first + BATCH, indices.stop))]
+            for name, parts in rows.items():
+                parts.append(_rows(items, name, self.encoder.posterior if name in self.names else None))
+            texts += [json.dumps(_told(item), ensure_ascii=False) + "\n" for item in items]
+            tell(min(before + len(texts), len(self)))
+        try:
+            for name, parts in rows.items():
+                write_bytes(_tensors(self.home, name, indices.start), _npy(np.concatenate(parts)))
+            write_bytes(_texts(self.home, indices.start), "".join(texts).encode())  # last: its being there says that all is
+        except OSError as error:
+            raise UserError(f"cannot keep encoded data in {self.home}: {error.strerror or error}; what is there stays") from error
+
+
+@dataclass(frozen=True)
+class Block:
+    """Items that lie in files of their own.
+
+    Attributes:
+        rows: (N, ...) float16 by name, mapped from the disk.
+        texts: an item's str, int and float as a line of JSON.
+    """
+
+    rows: dict[str, np.ndarray]
+    texts: list[str]
 
 
 class Encoded(DataModule):
@@ -80,7 +144,7 @@ class Encoded(DataModule):
 
     Args:
         inner: the data module to encode.
-        encoder: makes the encoder: something with `posterior(images) -> (mean, logvar)` and `digest()`.
+        encoder: makes the encoder: an `Encoder`.
         names: which pictures of an item to encode.
         cache_dir: folder that keeps what was encoded.
         kept: tensors of an item that stay as they are, such as masks.
@@ -92,7 +156,7 @@ class Encoded(DataModule):
     def __init__(
         self,
         inner: DataModule,
-        encoder: Callable[[], Any],
+        encoder: Callable[[], Encoder],
         names: Sequence[str] = ("image",),
         cache_dir: str | None = None,
         kept: Sequence[str] = (),
@@ -107,8 +171,7 @@ class Encoded(DataModule):
         pictures = self.inner.dataset(split)
         if split != "train":
             return pictures
-        encoder = self.encoder()
-        return EncodedDataset(pictures, encoder.posterior, self.names, self.cache_dir, encoder.digest(), self.kept)
+        return EncodedDataset(pictures, self.encoder(), self.names, self.cache_dir, self.kept)
 
 
 def drawn(posterior: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -133,29 +196,22 @@ def _told(item: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in item.items() if isinstance(value, (str, int, float))}
 
 
-def _write(inner: Dataset[dict[str, Any]], posterior: Posterior, names: Sequence[str], kept: Sequence[str], home: Path) -> None:
-    count = len(inner)  # type: ignore[arg-type]
-    home.mkdir(parents=True, exist_ok=True)
-    drafts = {name: home / f".{name}.{os.getpid()}.npy" for name in (*names, *kept, "texts")}
-    files: dict[str, np.memmap] = {}
-    with open(drafts["texts"], "w", encoding="utf-8") as texts:
-        for first in range(0, count, BATCH):
-            items = [inner[k] for k in range(first, min(first + BATCH, count))]
-            for name in (*names, *kept):
-                rows = _rows(items, name, posterior if name in names else None)
-                if name not in files:
-                    shape = (count, *rows.shape[1:])
-                    files[name] = np.lib.format.open_memmap(drafts[name], mode="w+", dtype=np.float16, shape=shape)
-                files[name][first : first + len(items)] = rows
-            texts.writelines(json.dumps(_told(item), ensure_ascii=False) + "\n" for item in items)
-    for name, file in files.items():
-        file.flush()
-        drafts[name].replace(home / f"{name}.npy")
-    drafts["texts"].replace(home / "texts.jsonl")  # last: its being there says that all is
+def _npy(rows: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, rows)
+    return file.getvalue()
+
+
+def _texts(home: Path, start: int) -> Path:
+    return home / f"texts-{start:09d}.jsonl"
+
+
+def _tensors(home: Path, name: str, start: int) -> Path:
+    return home / f"{name}-{start:09d}.npy"
 
 
 @torch.no_grad()
 def _rows(items: Sequence[Mapping[str, Any]], name: str, posterior: Posterior | None) -> np.ndarray:
     """Return what is kept of the items' tensors of a name: posteriors (B, 2, C, h, w), or they themselves."""
     tensors = collate([{name: item[name]} for item in items])[name]
-    return (tensors if posterior is None else torch.stack(posterior(tensors), 1)).cpu().numpy()
+    return (tensors if posterior is None else torch.stack(posterior(tensors), 1)).cpu().numpy().astype(np.float16)

@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from editkit.engine.taps import recomputing
 
@@ -113,3 +114,27 @@ class _Counting:
             return result
         finally:
             self._inside = False
+
+
+def products(func: Any, args: Any, kwargs: Any, made: Any) -> int:
+    """Return the floating-point operations of one operation as a dispatch mode sees it; 0 for all but products."""
+    rule = flop_registry.get(func._overloadpacket)
+    return 0 if rule is None else rule(*args, **kwargs, out_val=made)
+
+
+class Flops(TorchDispatchMode):
+    """Counts the floating-point operations of products while it is open, backward passes included.
+
+    Attributes:
+        total: operations, two for a multiplication with its addition.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        made = func(*args, **kwargs)
+        self.total += products(func, args, kwargs, made)
+        return made

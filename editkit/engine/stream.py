@@ -4,7 +4,7 @@
     work([sample...]) -> [result...]   in the calling thread, one batch at a time
     write(item, result)           in a thread, behind the work
 
-An item that fails is left out and reported; the others go on. Out of memory halves the batch for good.
+An item that fails is yielded with its error; the others go on. Out of memory halves the batch for good.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import torch
@@ -28,21 +27,6 @@ Sample = TypeVar("Sample")
 Result = TypeVar("Result")
 
 
-@dataclass
-class StreamReport(Generic[Item]):
-    """How a stream went.
-
-    Attributes:
-        done: items written, in the order of the work.
-        failures: items that failed, each with its error.
-        batch_size: the batch size at the end.
-    """
-
-    batch_size: int
-    done: list[Item] = field(default_factory=list)
-    failures: list[tuple[Item, Exception]] = field(default_factory=list)
-
-
 def stream(
     items: Iterable[Item],
     *,
@@ -52,26 +36,27 @@ def stream(
     batch_size: int = 16,
     batch_invariant: bool = False,
     threads: int = 2,
-    on_item: Callable[[Item, Exception | None], None] | None = None,
-) -> StreamReport[Item]:
+) -> Iterator[tuple[Item, Exception | None]]:
     """Decode, work and write all items, each stage overlapping the others; memory is bounded by a few batches.
+
+    Yields each item once it is written, or with the error that it failed by. To be used up: the work goes on as far as
+    it is asked.
 
     Args:
         items: what to work on; read as far ahead as two batches.
         decode: reads one item.
-        work: turns samples into as many results, in their order.
+        work: turns samples into as many results, in their order; called where the stream is used up.
         write: stores one result.
         batch_size: samples per call of `work`; halved whenever memory runs out.
         batch_invariant: pad every batch to `batch_size` by repeating its last sample and drop the surplus results, so
             that every call has the same shape; then running out of memory is an error.
         threads: number of decoding threads.
-        on_item: (item, error or None) after each item, in the calling thread.
 
     Raises:
         UserError: out of memory although batch_invariant forbids a smaller batch.
     """
     with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(1) as writer:
-        run: _Run[Item, Sample, Result] = _Run(work, write, writer, StreamReport(batch_size), batch_invariant, on_item)
+        run: _Run[Item, Sample, Result] = _Run(work, write, writer, batch_size, batch_invariant)
         try:
             batch: list[tuple[Item, Sample]] = []
             for item, future in _ahead(items, decode, readers, depth=2 * batch_size):
@@ -79,18 +64,17 @@ def stream(
                 if error is None:
                     batch.append((item, future.result()))
                 elif isinstance(error, Exception):
-                    run.settle(item, error)
+                    yield item, error
                 else:
                     raise error
-                if len(batch) >= run.report.batch_size:
-                    run.process(batch)
+                if len(batch) >= run.batch_size:
+                    yield from run.process(batch)
                     batch = []
-            run.process(batch)
-            run.drain(keep=0)
+            yield from run.process(batch)
+            yield from run.drain(keep=0)
         except BaseException:
             readers.shutdown(wait=False, cancel_futures=True)
             raise
-    return run.report
 
 
 class _Run(Generic[Item, Sample, Result]):
@@ -101,20 +85,18 @@ class _Run(Generic[Item, Sample, Result]):
         work: Callable[[list[Sample]], Sequence[Result]],
         write: Callable[[Item, Result], None],
         writer: ThreadPoolExecutor,
-        report: StreamReport[Item],
+        batch_size: int,
         invariant: bool,
-        on_item: Callable[[Item, Exception | None], None] | None,
     ) -> None:
-        self.work, self.write, self.writer, self.report = work, write, writer, report
-        self.fixed = report.batch_size if invariant else None
-        self.on_item = on_item
+        self.work, self.write, self.writer, self.batch_size = work, write, writer, batch_size
+        self.fixed = batch_size if invariant else None
         self.pending: deque[tuple[Item, Future[None]]] = deque()
 
-    def process(self, batch: Sequence[tuple[Item, Sample]]) -> None:
-        """Work on a batch, in parts where memory runs out, one by one where an item fails."""
+    def process(self, batch: Sequence[tuple[Item, Sample]]) -> Iterator[tuple[Item, Exception | None]]:
+        """Work on a batch, in parts where memory runs out, one by one where an item fails; yield what is settled."""
         left = list(batch)
         while left:
-            part = left[: self.report.batch_size]
+            part = left[: self.batch_size]
             results = self._attempt([sample for _, sample in part])
             if isinstance(results, Exception) and _out_of_memory(results):
                 self._shrink(len(part), results)
@@ -125,30 +107,21 @@ class _Run(Generic[Item, Sample, Result]):
             if not isinstance(results, Exception):
                 for (item, _), result in zip(part, results, strict=True):
                     self.pending.append((item, self.writer.submit(self.write, item, result)))
-                self.drain(keep=2 * self.report.batch_size)
+                yield from self.drain(keep=2 * self.batch_size)
             elif len(part) == 1:
-                self.settle(part[0][0], results)
+                yield part[0][0], results
             else:
                 for one in part:  # alone, an item's failure is its own
-                    self.process([one])
+                    yield from self.process([one])
 
-    def drain(self, keep: int) -> None:
-        """Wait for writes until at most `keep` are pending."""
+    def drain(self, keep: int) -> Iterator[tuple[Item, Exception | None]]:
+        """Wait for writes until at most `keep` are pending; yield those that ended."""
         while len(self.pending) > keep or (self.pending and self.pending[0][1].done()):
             item, future = self.pending.popleft()
             error = future.exception()
             if error is not None and not isinstance(error, Exception):
                 raise error
-            self.settle(item, error)
-
-    def settle(self, item: Item, error: Exception | None) -> None:
-        """Put an item into the report."""
-        if error is None:
-            self.report.done.append(item)
-        else:
-            self.report.failures.append((item, error))
-        if self.on_item is not None:
-            self.on_item(item, error)
+            yield item, error
 
     def _attempt(self, samples: list[Sample]) -> Sequence[Result] | Exception:
         """Return the results or the error, whose traceback is dropped: its frames hold the tensors of the failed try."""
@@ -169,8 +142,8 @@ class _Run(Generic[Item, Sample, Result]):
                 f"a fixed batch of {self.fixed} does not fit into memory: set engine.batch_size={max(self.fixed // 2, 1)} "
                 "or engine.batch_invariant=false"
             ) from error
-        self.report.batch_size = max(min(self.report.batch_size, tried // 2), 1)
-        log.warning("out of memory with %d images at once: going on with %d", tried, self.report.batch_size)
+        self.batch_size = max(min(self.batch_size, tried // 2), 1)
+        log.warning("out of memory with %d images at once: going on with %d", tried, self.batch_size)
 
 
 def _ahead(

@@ -17,7 +17,6 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
-from torch.utils.data import DataLoader
 
 from editkit.errors import UsageError, UserError
 from editkit.training.method import Method
@@ -28,6 +27,7 @@ from editkit.training.randomness import derive, isolated
 from editkit.training.rundir import RunDir, announced, is_first_process
 from editkit.training.session import Session
 from editkit.training.stepper import Stepper
+from editkit.training.throughput import Throughput, Timed
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def fit(
     own = run.locked() if is_first_process() else contextlib.nullcontext()
     with own, announced(run), _quiet(), _losses_of_processes_in_a_line():
         trainer = _trainer(method, plan, run, session, loggers)
-        trainer.fit(method, datamodule=_Feed(dataset, stepper, seed))
+        trainer.fit(method, datamodule=_Feed(dataset, stepper, session.throughput, seed))
     method.provenance["training_seconds"] = run.seconds
     seconds, new_steps = time.monotonic() - began, stepper.steps - session.began_at
     return Outcome(stepper.steps, stepper.images, seconds, new_steps, session.resumed, session.stopped_by)
@@ -104,7 +104,7 @@ def _trainer(method: Method, plan: Plan, run: RunDir, session: Session, loggers:
         deterministic=plan.deterministic,
         default_root_dir=str(run.path),
         logger=[*(logger for logger in loggers if not isinstance(logger, (CsvLog, CSVLogger))), CsvLog(str(run.path))],
-        callbacks=[session],
+        callbacks=[session.throughput, session],
         plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [],  # the session polls signals itself
         max_epochs=-1,  # Order never ends; the session says when to stop
         num_sanity_val_steps=0,
@@ -118,11 +118,11 @@ def _trainer(method: Method, plan: Plan, run: RunDir, session: Session, loggers:
 class _Feed(lightning.LightningDataModule):
     """Makes the loader when Lightning asks for it, which is after the session has restored the position."""
 
-    def __init__(self, dataset: Any, stepper: Stepper, seed: int) -> None:
+    def __init__(self, dataset: Any, stepper: Stepper, throughput: Throughput, seed: int) -> None:
         super().__init__()
-        self.dataset, self.stepper, self.seed = dataset, stepper, seed
+        self.dataset, self.stepper, self.throughput, self.seed = dataset, stepper, throughput, seed
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> Timed:
         plan, trainer = self.stepper.plan, self.trainer
         assert trainer is not None
         order = Order(
@@ -135,7 +135,7 @@ class _Feed(lightning.LightningDataModule):
             blocks=getattr(self.dataset, "blocks", ()),
         )
         on_gpu = trainer.strategy.root_device.type == "cuda"
-        return batches(self.dataset, order, num_workers=plan.num_workers, pin_memory=on_gpu)
+        return self.throughput.timed(batches(self.dataset, order, num_workers=plan.num_workers, pin_memory=on_gpu))
 
 
 @contextlib.contextmanager

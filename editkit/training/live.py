@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+
+from editkit.engine.count import products
 
 
 class Live(TorchDispatchMode):
@@ -31,8 +32,7 @@ class Live(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         made = func(*args, **kwargs)
-        if func._overloadpacket in flop_registry:
-            self.flops += flop_registry[func._overloadpacket](*args, **kwargs, out_val=made)
+        self.flops += products(func, args, kwargs, made)
         given = {storage._cdata for storage in _storages((args, kwargs))}
         for storage in _storages(made):
             if storage._cdata not in given:  # else it is a view, or changed in place, of what may have been there before

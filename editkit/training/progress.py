@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LINE_EVERY_S = 5.0
+WAITING = 0.05  # share of the time from which waiting for data is worth a word
 
 
 class Display:
@@ -39,12 +40,12 @@ class Display:
             self.bar.start()
 
     def show(self, position: int, figures: Mapping[str, float] | None = None) -> None:
-        """Move to `position`; `figures` of the last log are shown beside it."""
+        """Move to `position`, with `figures` of the last log beside it; without a bar, only calls with figures say anything."""
         if self.bar is not None:
             self.bar.update(self.task, completed=min(position, self.total))
             if figures:
                 self.bar.update(self.task, figures=brief(figures))
-        elif figures and (time.monotonic() - self.said >= LINE_EVERY_S or position >= self.total):
+        elif figures is not None and (time.monotonic() - self.said >= LINE_EVERY_S or position >= self.total):
             self.said = time.monotonic()
             self.console.print(self._line(position, figures), highlight=False, soft_wrap=True)
 
@@ -52,7 +53,8 @@ class Display:
         seconds = time.monotonic() - self.began
         rate = (position - self.start) / max(seconds, 1e-9)
         left = max(self.total - position, 0) / rate if rate else float("inf")
-        return f"{self.title}: {position}/{self.total} {self.unit}, {rate:.2g}/s, {clock(left)} left, {brief(figures)}"
+        words = (f"{self.title}: {position}/{self.total} {self.unit}", f"{rate:.2g}/s", f"{clock(left)} left", brief(figures))
+        return ", ".join(word for word in words if word)
 
     def say(self, message: str) -> None:
         """Print a line without disturbing the bar."""
@@ -66,10 +68,16 @@ class Display:
 
 def brief(figures: Mapping[str, float]) -> str:
     """Return the losses and the rate in a few words."""
-    shown = {
-        name.removeprefix("loss/"): value for name, value in figures.items() if name.startswith("loss") or name == "images_per_s"
-    }
-    return " ".join(f"{name} {value:.4g}" for name, value in shown.items())
+    shown = [f"{name.removeprefix('loss/')} {value:.4g}" for name, value in figures.items() if name.startswith("loss")]
+    if "images_per_s" in figures:
+        shown.append(f"{figures['images_per_s']:.4g} images/s")
+    if "tflop_per_s" in figures:
+        rate = figures["tflop_per_s"]
+        of_peak = f" ({figures['of_peak']:.0%} of the peak)" if "of_peak" in figures else ""
+        shown.append(f"{rate:.3g} TFLOP/s{of_peak}" if rate >= 1 else f"{1000 * rate:.3g} GFLOP/s{of_peak}")
+    if figures.get("data_wait", 0) >= WAITING:
+        shown.append(f"waiting for data {figures['data_wait']:.0%} of the time: raise trainer.num_workers")
+    return " ".join(shown)
 
 
 def clock(seconds: float) -> str:

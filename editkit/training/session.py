@@ -27,6 +27,7 @@ from editkit.training.share import gathered
 from editkit.training.signals import StopFlag
 from editkit.training.space import bytes_of, dispensable, gib, lacking
 from editkit.training.stepper import Stepper
+from editkit.training.throughput import Throughput
 
 
 class Session(Callback):
@@ -39,6 +40,7 @@ class Session(Callback):
     Attributes:
         resumed: the checkpoint this process continued from.
         stopped_by: name of the signal that ended training early.
+        throughput: a callback of its own, to stand before this one in the Trainer's.
     """
 
     def __init__(self, stepper: Stepper, run: RunDir, *, dataset: Any, config: str, seed: int, title: str) -> None:
@@ -50,8 +52,8 @@ class Session(Callback):
         self.flag = StopFlag()
         self.display: Display | None = None
         self.began_at = self.seen = 0  # steps at the start of this process, and at the last boundary
-        self.saved_at = self.logged_at = time.monotonic()
-        self.logged_images = 0
+        self.saved_at = time.monotonic()
+        self.throughput = Throughput(self.plan)
         self.earlier, self.started = run.seconds, time.monotonic()
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -63,17 +65,30 @@ class Session(Callback):
         newest = checkpoint.newest(self.run.checkpoints) if trainer.is_global_zero else None
         self.resumed = trainer.strategy.broadcast(newest)
         with isolated(derive(self.seed, "precompute")):
+            self._prepare_data(trainer)
             self.method.precompute(self.dataset)
         if self.resumed is None:
             seed_all(derive(self.seed, "train", trainer.global_rank))
         else:
             self._restore(trainer, self.resumed)
         self.began_at = self.seen = self.stepper.steps
-        self.logged_images = self.stepper.images
         for logger in trainer.loggers:
             if isinstance(logger, CsvLog):
                 self._rewind(logger)
         trainer.should_stop = self.stepper.done
+
+    def _prepare_data(self, trainer: lightning.Trainer) -> None:
+        """Let a data set that computes something once do so, on the device of the training and in all processes at once."""
+        prepare = getattr(self.dataset, "prepare", None)
+        if prepare is None:
+            return
+        if trainer.is_global_zero:
+            display = Display("preparing the data", total=len(self.dataset), unit="images")
+            prepare(self.method.device, lambda done: display.show(done, {}))
+            display.close()
+        else:
+            prepare(self.method.device)
+        trainer.strategy.barrier()
 
     def _rewind(self, logger: CsvLog) -> None:
         try:
@@ -103,7 +118,7 @@ class Session(Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Take over the signals from Lightning, whose own handlers act in the middle of a batch."""
         self.flag.install()
-        self.saved_at = self.logged_at = time.monotonic()
+        self.saved_at = time.monotonic()
         if trainer.is_global_zero:
             position = self.plan.position(steps=self.stepper.steps, images=self.stepper.images)
             self.display = Display(self.title, total=self.plan.length, unit=self.plan.unit, start=position)
@@ -159,10 +174,7 @@ class Session(Callback):
             return trainer.strategy.reduce(means.float().to(self.method.device), reduce_op="mean").cpu()
 
         figures = self.stepper.meter.take(over_devices if trainer.world_size > 1 else lambda means: means)
-        now = time.monotonic()
-        rate = (self.stepper.images - self.logged_images) / max(now - self.logged_at, 1e-9)
-        self.logged_at, self.logged_images = now, self.stepper.images
-        figures |= {"images": float(self.stepper.images), "images_per_s": rate}
+        figures |= {"images": float(self.stepper.images)} | self.throughput.take()
         for logger in trainer.loggers:
             with dispensable(getattr(logger, "path", self.run.path)):
                 logger.log_metrics(figures, step=self.stepper.steps)

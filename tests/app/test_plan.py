@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from editkit.app.gpus import GIB, GPUS
 from editkit.app.options import PlanOptions
 from editkit.app.plan import configuration, plan, planned
 from editkit.app.savings import options as ways
@@ -14,6 +13,7 @@ from editkit.app.savings import savings
 from editkit.backbones.latent_folder import load_latent
 from editkit.backbones.pixel import load_pixel
 from editkit.cli import run
+from editkit.engine.gpus import GIB, GPUS
 from editkit.errors import UsageError
 
 EIGHT_BIT = ["method.optimizer._target_=bitsandbytes.optim.AdamW8bit", "~method.optimizer.fused"]

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from torch import Tensor
 
+from editkit.backbones.autoencoder import Autoencoder
 from editkit.backbones.latent import LatentBackbone
 from editkit.data.encoded import EncodedDataset, drawn
 from editkit.data.items import collate
@@ -71,7 +72,8 @@ def work(size: str, count: int, device: str, folder: Path) -> Work:
         for k, picture in enumerate(pictures)
     ]
     began = time.perf_counter()
-    kept = EncodedDataset(pairs, lambda images: backbone.posterior(images.to(device)), ("image", "target"), folder, size)  # type: ignore[arg-type]
+    kept = EncodedDataset(pairs, Autoencoder(backbone.vae), ("image", "target"), folder)  # type: ignore[arg-type]
+    kept.prepare()
     wait(device)
     return Work(method(backbone=backbone, dropped=DROPPED), pairs, kept, (time.perf_counter() - began) / count)
 

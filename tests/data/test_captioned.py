@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.data import Dataset
 
+from editkit.data import encoded as data_encoded
 from editkit.data.captioned import Captioned, CaptionedDataset, captioned_scene
 from editkit.data.encoded import Encoded, EncodedDataset, drawn
-from editkit.errors import UsageError
+from editkit.errors import UsageError, UserError
 
 
 class Encoder:
@@ -27,10 +29,15 @@ class Encoder:
     def digest(self) -> str:
         return self.name
 
+    def to(self, device):
+        self.device = device
+
 
 def encoded(folder: Path, encoder: Encoder, inner: Dataset | None = None) -> EncodedDataset:
     inner = inner or CaptionedDataset("train", 6, 16)
-    return EncodedDataset(inner, encoder.posterior, ("image",), folder, encoder.digest())
+    dataset = EncodedDataset(inner, encoder, ("image",), folder)
+    dataset.prepare()
+    return dataset
 
 
 def test_three_scenes_then_a_face_each_with_a_text_of_its_own():
@@ -87,7 +94,7 @@ def test_pictures_are_encoded_once_and_texts_stay(tmp_path):
 
 def test_masks_are_kept_beside_the_latents(tmp_path):
     inner, encoder = CaptionedDataset("train", 6, 16), Encoder()
-    whole = EncodedDataset(inner, encoder.posterior, ("image",), tmp_path, "a", kept=("foreground",))
+    whole = EncodedDataset(inner, encoder, ("image",), tmp_path, kept=("foreground",))
     assert all(torch.equal(whole[k]["foreground"], inner[k]["foreground"]) for k in range(6))
     assert [bool(whole[k]["foreground"].any()) for k in range(4)] == [True, True, True, False], "objects of scenes, not faces"
     assert "foreground" not in encoded(tmp_path, encoder)[0], "another cache"
@@ -102,15 +109,66 @@ def test_another_encoder_and_other_pictures_are_encoded_anew(tmp_path):
     assert encoder.seen == 12
 
 
-def test_what_a_killed_process_left_is_not_taken_for_whole(tmp_path):
-    class Dying(Encoder):
-        def posterior(self, images):
-            raise KeyboardInterrupt
+class Dying(Encoder):
+    """Ends after some pictures, as if it were interrupted."""
 
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+    def posterior(self, images):
+        if self.seen >= self.after:
+            raise KeyboardInterrupt
+        return super().posterior(images)
+
+
+def test_one_that_was_killed_goes_on_with_the_block_that_it_was_at(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_encoded, "BLOCK", 2)
+    monkeypatch.setattr(data_encoded, "BATCH", 1)
     with pytest.raises(KeyboardInterrupt):
-        encoded(tmp_path, Dying())
-    encoder = Encoder()
-    assert len(encoded(tmp_path, encoder)) == 6 and encoder.seen == 6
+        encoded(tmp_path, Dying(after=3))  # one block of two, and half of the next
+    encoder, inner = Encoder(), CaptionedDataset("train", 6, 16)
+    whole = encoded(tmp_path, encoder, inner)
+    assert encoder.seen == 4, "the first block is not encoded again, the half of the second is"
+    assert [whole[k]["key"] for k in range(6)] == [inner[k]["key"] for k in range(6)]
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_processes_at_once_share_the_blocks(tmp_path, monkeypatch, first):
+    """Another process finishes the second block while this one is at the first."""
+    monkeypatch.setattr(data_encoded, "BLOCK", 2)
+    monkeypatch.setattr(os, "urandom", lambda count: first.to_bytes(count, "big"))
+    inner = CaptionedDataset("train", 6, 16)
+
+    class Meanwhile(Encoder):
+        def posterior(self, images):
+            if not self.seen:
+                monkeypatch.setattr(os, "urandom", lambda count: ((first + 1) % 3).to_bytes(count, "big"))
+                with pytest.raises(KeyboardInterrupt):
+                    encoded(tmp_path, Dying(after=2), inner)
+            return super().posterior(images)
+
+    mine = Meanwhile()
+    whole = encoded(tmp_path, mine, inner)
+    assert mine.seen == 4, "a block that is done when it is come to is left out"
+    for k in range(6):
+        torch.testing.assert_close(whole[k]["image_posterior"][0], inner[k]["image"][..., ::2, ::2], atol=1e-3, rtol=1e-3)
+
+
+def test_the_encoder_is_put_on_the_device_and_progress_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_encoded, "BATCH", 2)
+    encoder, told = Encoder(), []
+    EncodedDataset(CaptionedDataset("train", 6, 16), encoder, ("image",), tmp_path).prepare(torch.device("cpu"), told.append)
+    assert encoder.device == torch.device("cpu") and told == [2, 4, 6]
+
+
+def test_a_full_disk_is_said_so(tmp_path, monkeypatch):
+    def refuse(path, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(data_encoded, "write_bytes", refuse)
+    with pytest.raises(UserError, match="cannot keep encoded data in .*No space left"):
+        encoded(tmp_path, Encoder())
 
 
 def test_only_training_pictures_are_encoded(tmp_path):

@@ -23,8 +23,11 @@ def doubled(samples):
 
 def run(items, work=doubled, decode=lambda item: item, write=None, **arguments):
     store = Store()
-    report = stream(items, decode=decode, work=work, write=write or store.write, **arguments)
-    return store, report
+    return store, list(stream(items, decode=decode, work=work, write=write or store.write, **arguments))
+
+
+def failures(settled):
+    return {item: str(error) for item, error in settled if error is not None}
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
@@ -35,14 +38,13 @@ def test_all_items_are_worked_on_in_order(batch_size):
         sizes.append(len(samples))
         return doubled(samples)
 
-    store, report = run(range(10), work, batch_size=batch_size)
-    assert store == {n: 2 * n for n in range(10)} and report.done == list(range(10)) and not report.failures
+    store, settled = run(range(10), work, batch_size=batch_size)
+    assert store == {n: 2 * n for n in range(10)} and settled == [(n, None) for n in range(10)]
     assert sizes == {1: [1] * 10, 4: [4, 4, 2], 100: [10]}[batch_size]
 
 
 def test_no_items():
-    store, report = run([])
-    assert store == {} and report.done == report.failures == []
+    assert run([]) == ({}, [])
 
 
 def test_failures_are_collected_and_the_rest_goes_on():
@@ -63,17 +65,9 @@ def test_failures_are_collected_and_the_rest_goes_on():
             raise OSError("7 cannot be written")
         store.write(item, result)
 
-    seen = []
-    report = stream(
-        range(10), decode=decode, work=work, write=write, batch_size=4, on_item=lambda item, error: seen.append((item, error))
-    )
-    assert sorted(store) == sorted(report.done) == [0, 1, 2, 4, 6, 8, 9]
-    assert {item: str(error) for item, error in report.failures} == {
-        3: "3 is broken",
-        5: "5 cannot be worked on",
-        7: "7 cannot be written",
-    }
-    assert sorted(item for item, _ in seen) == list(range(10)) and report.batch_size == 4
+    _, settled = run(range(10), work, decode=decode, write=write, batch_size=4)
+    assert sorted(store) == [0, 1, 2, 4, 6, 8, 9] and sorted(item for item, _ in settled) == list(range(10))
+    assert failures(settled) == {3: "3 is broken", 5: "5 cannot be worked on", 7: "7 cannot be written"}
 
 
 @pytest.mark.parametrize(
@@ -93,19 +87,22 @@ def test_out_of_memory_halves_the_batch_for_good(error):
             raise error
         return doubled(samples)
 
-    store, report = run(range(20), work, batch_size=8)
-    assert store == {n: 2 * n for n in range(20)} and not report.failures
-    assert report.batch_size == 2 and max(sizes[3:]) == 2 and sizes[:3] == [8, 4, 2]
+    store, settled = run(range(20), work, batch_size=8)
+    assert store == {n: 2 * n for n in range(20)} and not failures(settled)
+    assert set(sizes[3:]) == {2} and sizes[:3] == [8, 4, 2]
 
 
 def test_an_item_that_never_fits_is_a_failure():
+    sizes = []
+
     def work(samples):
+        sizes.append(len(samples))
         if 2 in samples:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return doubled(samples)
 
-    store, report = run(range(4), work, batch_size=4)
-    assert sorted(store) == [0, 1, 3] and [item for item, _ in report.failures] == [2] and report.batch_size == 1
+    store, settled = run(range(4), work, batch_size=4)
+    assert sorted(store) == [0, 1, 3] and list(failures(settled)) == [2] and sizes == [4, 2, 2, 1, 1]
 
 
 def test_a_failed_try_holds_no_memory():
@@ -126,8 +123,8 @@ def test_a_failed_try_holds_no_memory():
         del big
         return doubled(samples)
 
-    store, report = run(range(4), work, batch_size=4)
-    assert len(store) == 4 and not report.failures
+    store, settled = run(range(4), work, batch_size=4)
+    assert len(store) == 4 and not failures(settled)
 
 
 def test_fixed_batches_always_have_the_same_shape():
@@ -139,9 +136,9 @@ def test_fixed_batches_always_have_the_same_shape():
             raise ValueError("5")
         return doubled(samples)
 
-    store, report = run(range(9), work, batch_size=4, batch_invariant=True)
+    store, settled = run(range(9), work, batch_size=4, batch_invariant=True)
     assert all(len(batch) == 4 for batch in batches) and [8, 8, 8, 8] in batches
-    assert store == {n: 2 * n for n in range(9) if n != 5} and [item for item, _ in report.failures] == [5]
+    assert store == {n: 2 * n for n in range(9) if n != 5} and list(failures(settled)) == [5]
 
 
 def test_fixed_batches_make_results_independent_of_the_company(backbone, images):
@@ -188,10 +185,20 @@ def test_reading_and_writing_overlap_the_work():
         time.sleep(0.02)
 
     start = time.perf_counter()
-    stream(range(20), decode=decode, work=work, write=write, batch_size=2, threads=2)
+    run(range(20), work, decode=decode, write=write, batch_size=2, threads=2)
     took = time.perf_counter() - start
     assert threads["work"] == {main} and main not in threads["decode"] | threads["write"]
     assert took < 0.8 * (20 * 0.06)  # one after the other: 1.2 s; the work alone: 0.4 s
+
+
+def test_one_who_stops_asking_stops_the_work():
+    worked = []
+    for item, _ in stream(
+        range(1000), decode=lambda n: n, work=lambda x: worked.append(x) or x, write=lambda *_: None, batch_size=4
+    ):
+        if item == 20:
+            break
+    assert len(worked) < 20
 
 
 def test_memory_is_bounded():
@@ -228,6 +235,6 @@ def test_an_interrupt_stops_at_once_and_keeps_what_is_written():
 
     start = time.perf_counter()
     with pytest.raises(KeyboardInterrupt):
-        stream(range(1000), decode=decode, work=work, write=store.write, batch_size=4, threads=1)
+        run(range(1000), work, decode=decode, write=store.write, batch_size=4, threads=1)
     assert sorted(store) == list(range(8))
     assert time.perf_counter() - start < 1.2  # eight more reads would take 1.6 s

@@ -19,6 +19,7 @@ from editkit.training.fit import fit
 from editkit.training.plan import Plan
 from editkit.training.rundir import VARIABLE, RunDir
 from editkit.training.stepper import NotFinite
+from editkit.training.throughput import FIGURES
 from tests.training.toys import Copy, Numbers, new
 
 PLAN = {"batch_size": 4, "accelerator": "cpu", "save_every_s": 1000, "log_every": 2, "ema": 0.9}
@@ -40,7 +41,7 @@ def final(folder):
 
 def rows(folder):
     with RunDir(folder).metrics.open() as file:
-        return [{k: v for k, v in row.items() if k != "images_per_s"} for row in csv.DictReader(file)]
+        return [{k: v for k, v in row.items() if k not in FIGURES} for row in csv.DictReader(file)]
 
 
 def test_a_run_leaves_its_layout(tmp_path):
@@ -267,9 +268,13 @@ def test_plain_lines_where_there_is_no_terminal(capsys):
 
     text = io.StringIO()
     display = Display("copy", total=10, unit="steps", start=4, console=Console(file=text))
-    display.show(10, {"loss": 0.5, "images_per_s": 3.0, "lr/net": 1.0})
+    figures = {"loss": 0.5, "images_per_s": 3.0, "lr/net": 1.0, "data_wait": 0.01, "tflop_per_s": 395.6}
+    display.show(10, figures)
+    assert text.getvalue().startswith("copy: 10/10 steps")
+    assert text.getvalue().rstrip().endswith("loss 0.5 3 images/s 396 TFLOP/s")
+    display.show(10, figures | {"data_wait": 0.25, "of_peak": 0.4})
     display.close()
-    assert text.getvalue().startswith("copy: 10/10 steps") and "loss 0.5" in text.getvalue() and "lr" not in text.getvalue()
+    assert "396 TFLOP/s (40% of the peak) waiting for data 25% of the time: raise trainer.num_workers" in text.getvalue()
     assert clock(59) == "0:59" and clock(3725) == "1:02:05"
 
 
