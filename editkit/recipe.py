@@ -11,13 +11,14 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from editkit.errors import UserError
+from editkit.recipe_changes import Change, differences
 from editkit.recipe_checks import RecipeError, check_arguments, check_override, check_targets, keys, missing, one_line
 from editkit.recipe_files import Card, cards, choices, groups, no_choice, recipe_file
 
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Card",
+    "Change",
     "RecipeError",
     "build",
     "cards",
+    "changes",
     "choices",
     "compose",
     "freeze",
@@ -42,10 +45,6 @@ __all__ = [
 ]
 
 CONFIG_FILE = "config.yaml"
-# What may differ between two starts of one run: how far, how often and where, not what is trained.
-MAY_CHANGE = re.compile(
-    r"(card|evaluate|run_dir|logger|cluster|engine)\b|trainer\.(steps|images|ema_device|accelerator|devices|num_nodes|num_workers|save_every_s|keep|log_every|sample_every)$"
-)
 
 
 def compose(
@@ -113,8 +112,31 @@ def frozen(cfg: DictConfig) -> dict[str, Any]:
     return dict(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
 
 
-def freeze(cfg: DictConfig, run_dir: Path | str) -> Path:
+def changes(cfg: DictConfig, run_dir: Path | str) -> list[Change]:
+    """Return what differs between a checked configuration and the one frozen in `run_dir`, but for what may; none if none is.
+
+    What refers to another key is compared as it is written, for the other key is compared too; but the learning rate's
+    schedule by its values: it may follow from the length of the run, which may change without a word.
+    """
+    if not (Path(run_dir) / CONFIG_FILE).exists():
+        return []
+    return differences(_written(thaw(run_dir)), _written(cfg))
+
+
+def _written(cfg: DictConfig) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    plain: Any = OmegaConf.to_container(cfg)
+    if OmegaConf.select(cfg, "method.scheduler") is not None:
+        plain["method"]["scheduler"] = OmegaConf.to_container(cfg.method.scheduler, resolve=True)
+    return dict(plain)
+
+
+def freeze(cfg: DictConfig, run_dir: Path | str, *, accept: bool = False) -> Path:
     """Check the configuration, write it to `run_dir`/config.yaml and return that path; a run that is there is continued.
+
+    Args:
+        accept: also a run of another configuration.
 
     Raises:
         RecipeError: no method, arguments that do not fit, or a folder that holds a run of another configuration.
@@ -127,20 +149,20 @@ def freeze(cfg: DictConfig, run_dir: Path | str) -> Path:
     validate(cfg)
     plain = OmegaConf.to_container(cfg)  # references stay references: what follows from another key is written once
     path = Path(run_dir) / CONFIG_FILE
-    if path.exists():
-        before, now = _leaves(OmegaConf.to_container(thaw(run_dir))), _leaves(plain)
-        for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key) and not MAY_CHANGE.match(key):
-                raise RecipeError(
-                    f"{run_dir} holds a run with {key}={before.get(key)}, now it is {now.get(key)}: "
-                    f"repeat that command to continue it, or start another with run_dir=NEW_FOLDER"
-                )
+    found = [] if accept else changes(cfg, run_dir)
+    if found:
+        raise RecipeError(
+            f"{run_dir} holds a run with {found[0].key}={found[0].before}, now it is {found[0].now}: "
+            f"repeat that command to continue it, or start another with run_dir=NEW_FOLDER"
+        )
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
         part.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120), encoding="utf-8")
         part.replace(path)
     except OSError as error:
+        with suppress(OSError):
+            part.unlink()
         raise UserError(f"cannot write {path}: {error.strerror}; choose another folder with run_dir=...") from error
     return path
 
@@ -291,12 +313,6 @@ def _run_dir(name: str | None, overrides: Sequence[str], prompts: Mapping[str, s
 def _escaped(text: str) -> str:
     """Return the text with `${` made literal, for otherwise it would be a reference."""
     return re.sub(r"(\\*)\$\{", lambda found: f"{found[1]}{found[1]}\\${{", text)
-
-
-def _leaves(node: Any, where: str = "") -> dict[str, Any]:
-    if not isinstance(node, Mapping):
-        return {where: node}
-    return {key: value for name, item in node.items() for key, value in _leaves(item, f"{where}.{name}".lstrip(".")).items()}
 
 
 def _section(cfg: DictConfig, key: str) -> dict[str, Any]:

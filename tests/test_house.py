@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -85,6 +86,26 @@ def test_the_make_targets_of_the_readme_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
     assert {"demo", "test"} <= set(re.findall(r"^`?make ([a-z-]+)", README, flags=re.MULTILINE)) <= targets
     assert set(re.findall(r"`make ([a-z-]+)`", README)) <= targets
+
+
+def survivals() -> list[str]:
+    """Return the tests that the README's table of what survives what names."""
+    section = README.partition("## What survives what\n")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ")][1:]
+    found = [re.search(r"`(tests/[\w/]+\.py::\w+)` \|$", row) for row in rows]
+    assert all(found), [row for row, name in zip(rows, found, strict=True) if not name]
+    return [name[1] for name in found if name]
+
+
+def test_much_survives():
+    assert len(survivals()) > 20
+
+
+@pytest.mark.parametrize("name", survivals())
+def test_what_survives_what_is_tested(name):
+    path, _, function = name.partition("::")
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
 def modules_after(*arguments: str) -> set[str]:

@@ -21,7 +21,7 @@ LAYERS = [
     ("__init__", "__main__"),
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-RECIPE = {"recipe", "recipe_checks", "recipe_files"}
+RECIPE = {"recipe", "recipe_changes", "recipe_checks", "recipe_files"}
 # Backbones may use networks; whoever loads bundled weights may ask where they are.
 SIBLINGS = {("backbones", "editkit.networks"), ("metrics", "editkit.backbones.assets"), ("losses", "editkit.backbones.assets")}
 

@@ -92,16 +92,22 @@ class TrainOptions(RecipeOptions):
         run_dir: folder of the run; None takes the recipe's, named after recipe, prompts and overrides, so that the same
             command continues the same run.
         source: run directory whose frozen recipe to use instead of composing one.
+        fresh: move a run that the folder holds aside; not in a job that SLURM has queued again.
+        accept_changes: continue a run of another recipe, with this one's settings.
     """
 
     prompt: str | None = option("What the edit should show, for methods that train one text.")
     source_prompt: str | None = option("What the images show before the edit.")
     run_dir: Path | None = option("Folder of this run; an existing one is continued.", short="-o")
     source: Path | None = option("Continue this run with its own frozen recipe.", name="--from")
+    fresh: bool = option("Start anew: a run that the folder holds is moved aside, not deleted.", default=False)
+    accept_changes: bool = option("Continue a run with settings that differ from its own.", default=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.source and (others := self.given("method", "backbone", "overrides", "prompt", "source_prompt", "run_dir")):
+        others = self.given("method", "backbone", "overrides", "prompt", "source_prompt", "run_dir")
+        others += [name for name in ("fresh", "accept_changes") if getattr(self, name)]
+        if self.source and others:
             raise UsageError(f"--from {self.source} continues a run as it is frozen there; leave out {', '.join(others)}")
 
     def texts(self) -> dict[str, str | None]:

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from editkit.app.options import PlanOptions
 from editkit.app.savings import Saving
-from editkit.engine.gpus import GIB, Gpu
+from editkit.engine.gpus import Gpu
+from editkit.training.space import gib
 
 if TYPE_CHECKING:
     from editkit.app.plan import Training
@@ -33,11 +34,6 @@ def show(training: Training, gpu: Gpu | None, options: PlanOptions, found: Seque
     console.print(_disk(training))
     if training.unknown:
         console.print(training.unknown, markup=False)
-
-
-def gib(size: float) -> str:
-    """Return bytes as GiB, or as MiB where those are few."""
-    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
 
 
 def count(number: float) -> str:

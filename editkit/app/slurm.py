@@ -64,6 +64,11 @@ def requeues_left() -> int:
     return max(0, int(os.environ.get(REQUEUES, "0")) - int(os.environ.get("SLURM_RESTART_COUNT", "0"))) if in_job() else 0
 
 
+def restarted() -> bool:
+    """Say whether this process belongs to a job that has been in the queue again."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+
+
 def in_job() -> bool:
     """Say whether this process belongs to a job that asked to be queued again."""
     return REQUEUES in os.environ and "SLURM_JOB_ID" in os.environ

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from editkit import recipe
 from editkit.app import slurm
+from editkit.app.continuing import settle
 from editkit.app.edit import checked_plan
 from editkit.app.jobfile import Cluster, editing, training
 from editkit.app.loaded import compose_for
@@ -37,12 +40,14 @@ class Job:
         text: of the file.
         runs: the configurations to freeze, by run folder; each is an element of the array if there are several.
         pictures: how many are to be edited; None for training.
+        freeze: keeps a configuration in its folder.
     """
 
     folder: Path
     text: str
     runs: dict[Path, DictConfig]
     pictures: int | None = None
+    freeze: Callable[[DictConfig, Path], Any] = recipe.freeze
 
 
 def submit(job: Job) -> int:
@@ -55,7 +60,7 @@ def submit(job: Job) -> int:
     for run in job.runs:
         _check_idle(run)
     for run, cfg in job.runs.items():
-        recipe.freeze(cfg, run)
+        job.freeze(cfg, run)
     file = job.folder / FILE
     (job.folder / "log").mkdir(parents=True, exist_ok=True)  # SLURM does not make it
     write_bytes(file, job.text.encode())
@@ -85,7 +90,7 @@ def train_job(options: SubmitTrain) -> Job:
             "the runs of a sweep share one job file: sweep neither cluster, nor trainer.num_nodes, nor trainer.devices"
         )
     text = training(cluster, plan, list(runs), name=str(plain[0]["recipe"]), folder=folder, home=Path.cwd())
-    return Job(folder, text, runs)
+    return Job(folder, text, runs, freeze=partial(settle, fresh=options.fresh, accept=options.accept_changes))
 
 
 def edit_job(options: SubmitEdit) -> Job:

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 import yaml
+from safetensors import SafetensorError
 
 from editkit import recipe
 from editkit.app import slurm
+from editkit.app.continuing import settle, taken_back_unless_it_fits
 from editkit.app.options import TrainOptions
 from editkit.app.progress import remark
 from editkit.app.show import resolved
@@ -66,7 +68,9 @@ def train(options: TrainOptions) -> int:
     if options.dry_run:
         print(resolved(options), end="")
         return 0
-    result = run(configuration(options))
+    cfg = configuration(options)
+    with taken_back_unless_it_fits(RunDir(Path(cfg.run_dir))):
+        result = run(cfg)
     if is_first_process():
         done = result.outcome
         whole = f"the run has {done.steps} steps and {done.images} images"
@@ -86,10 +90,13 @@ def configuration(options: TrainOptions) -> DictConfig:
         return recipe.thaw(announced)
     source = options.source or announced
     if source:
-        return recipe.thaw(source)
+        cfg = recipe.thaw(source)
+        if options.source and options.source.is_dir():
+            cfg.run_dir = str(options.source)  # the folder may have been moved
+        return cfg
     cfg = recipe.compose(options.recipe_overrides(), prompts=options.texts(), conf_dirs=options.conf)
     if is_first_process():
-        recipe.freeze(cfg, cfg.run_dir)
+        settle(cfg, cfg.run_dir, fresh=options.fresh and not slurm.restarted(), accept=options.accept_changes)
     return cfg
 
 
@@ -167,8 +174,9 @@ def export(method: Method, place: RunDir) -> list[Path]:
         files = method.export(draft)
         shutil.rmtree(place.export, ignore_errors=True)
         draft.replace(place.export)
-    except OSError as error:
-        raise UserError(f"cannot write {place.export} ({error.strerror}); the same command tries again") from error
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise UserError(f"cannot write {place.export} ({error}); training is saved, the same command tries again") from error
     return [place.export / file.relative_to(draft) for file in files]
 
 

@@ -30,11 +30,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from editkit.errors import UserError
+from editkit.training.space import bytes_of, lacking
 from editkit.training.tree import pack, unpack
 
 FORMAT = 1
 _FILES = ("weights.safetensors", "state.safetensors", "state.json")
 _DRAFT = ".draft-"
+KEPT = "the previous ones are kept"
 
 
 class CheckpointNotWritten(UserError):
@@ -53,7 +55,8 @@ def save(folder: Path, step: int, weights: Mapping[str, Tensor], state: Mapping[
     """Write `folder`/step-XXXXXXXX and prune all but the newest `keep`; return its path.
 
     Raises:
-        CheckpointNotWritten: no space, no permission or any other refusal of the disk; nothing older was touched.
+        CheckpointNotWritten: no space (asked for before anything is written), no permission or any other refusal of the
+            disk; nothing older was touched.
     """
     target = folder / f"step-{step:08d}"
     if target.exists() and verify(target) is None:
@@ -62,6 +65,9 @@ def save(folder: Path, step: int, weights: Mapping[str, Tensor], state: Mapping[
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_drafts(folder)
+        problem = lacking(folder, bytes_of([weights, state]), "a checkpoint")
+        if problem:
+            raise CheckpointNotWritten(f"{problem}; {KEPT}: free some space")
         draft.mkdir()
         _write(draft, weights, state)
         if target.exists():  # broken, or it would have been returned above
@@ -72,7 +78,7 @@ def save(folder: Path, step: int, weights: Mapping[str, Tensor], state: Mapping[
         shutil.rmtree(draft, ignore_errors=True)
         raise CheckpointNotWritten(_refusal(folder, error)) from error
     _remove_drafts(folder)
-    for old in _steps(folder)[max(keep, 2) :]:
+    for old in saved(folder)[max(keep, 2) :]:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
@@ -99,8 +105,13 @@ def load(path: Path) -> Snapshot:
     problem = verify(path)
     if problem:
         raise UserError(f"checkpoint {path} cannot be used: {problem}")
-    state = unpack(json.loads((path / _FILES[2]).read_text()), load_file(path / _FILES[1]))
-    return Snapshot(load_file(path / _FILES[0]), state)
+    state = unpack(json.loads((path / _FILES[2]).read_text()), _tensors(path / _FILES[1]))
+    return Snapshot(_tensors(path / _FILES[0]), state)
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """Return copies: what `load_file` gives lies in the file, whose space would stay taken after the checkpoint is pruned."""
+    return {name: tensor.clone() for name, tensor in load_file(path).items()}
 
 
 def verify(path: Path) -> str | None:
@@ -119,7 +130,7 @@ def verify(path: Path) -> str | None:
 
 def newest(folder: Path) -> Path | None:
     """Return the newest checkpoint that verifies, or None; each one skipped is named in a warning."""
-    for path in _steps(folder):
+    for path in saved(folder):
         problem = verify(path)
         if problem is None:
             return path
@@ -127,7 +138,8 @@ def newest(folder: Path) -> Path | None:
     return None
 
 
-def _steps(folder: Path) -> list[Path]:
+def saved(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, newest first; what they hold is not looked at."""
     numbered = [path for path in folder.glob("step-*") if path.name[5:].isdigit()]
     return sorted(numbered, key=lambda path: int(path.name[5:]), reverse=True)
 
@@ -159,5 +171,5 @@ def _descriptor(path: Path) -> Iterator[int]:
 def _refusal(folder: Path, error: Exception) -> str:
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or "os error 28" in str(error):
-        return f"no space left for a checkpoint under {folder}; the previous ones are kept: free some space"
-    return f"cannot write a checkpoint under {folder} ({error}); the previous ones are kept"
+        return f"no space left for a checkpoint under {folder}; {KEPT}: free some space"
+    return f"cannot write a checkpoint under {folder} ({error}); {KEPT}"

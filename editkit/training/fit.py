@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -68,7 +69,8 @@ def fit(
         loggers: besides metrics.csv, which is always written and continued on resuming (Lightning's CSV logger starts anew).
 
     Raises:
-        UserError: nothing to train or to train on, a run directory in use, a gradient that is not finite, a full disk.
+        UserError: nothing to train or to train on, a run directory in use, a gradient that is not finite, a full disk, a
+            checkpoint that does not fit, another process of the run that was lost.
     """
     if not method.trainable():
         raise UsageError(f"{title} has nothing to train; use it as it is with editkit edit")
@@ -82,7 +84,7 @@ def fit(
     stepper = method.stepper = Stepper(method, plan)
     session = Session(stepper, run, dataset=dataset, config=config, seed=seed, title=title)
     own = run.locked() if is_first_process() else contextlib.nullcontext()
-    with own, announced(run), _quiet():
+    with own, announced(run), _quiet(), _losses_of_processes_in_a_line():
         trainer = _trainer(method, plan, run, session, loggers)
         trainer.fit(method, datamodule=_Feed(dataset, stepper, session.throughput, seed))
     method.provenance["training_seconds"] = run.seconds
@@ -134,6 +136,18 @@ class _Feed(lightning.LightningDataModule):
         )
         on_gpu = trainer.strategy.root_device.type == "cuda"
         return self.throughput.timed(batches(self.dataset, order, num_workers=plan.num_workers, pin_memory=on_gpu))
+
+
+@contextlib.contextmanager
+def _losses_of_processes_in_a_line() -> Iterator[None]:
+    """Say in a line that another process of the run is gone, which this one learns where they meet."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
+            raise
+        what = " ".join(str(error).split())[:150]
+        raise UserError(f"another process of the run was lost ({what}); the same command continues from what is saved") from error
 
 
 @contextlib.contextmanager

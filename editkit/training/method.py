@@ -133,6 +133,10 @@ class Method(lightning.LightningModule):
         with self.averaged_weights():
             return [artefact.save(Path(folder) / f"{slug(artefact.name)}.safetensors") for artefact in self.artefacts()]
 
+    def exported_bytes(self) -> int:
+        """Return about how many bytes `export` writes."""
+        return sum(tensor.nbytes for tensor in self.trained_state().values())
+
     # What the base does with it.
 
     def trained_parameters(self) -> dict[str, dict[str, nn.Parameter]]:

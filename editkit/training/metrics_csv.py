@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from editkit.engine.atomic import write_bytes
 
 
 class CsvLog(Logger):
@@ -38,11 +41,13 @@ class CsvLog(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append one row."""
+        """Append one row; after a write that failed the file is read again, and mended."""
         row = {"step": str(step), **{name: f"{value:.6g}" for name, value in metrics.items()}}
-        if self._columns is not None and row.keys() <= set(self._columns):
+        known, self._columns = self._columns, None
+        if known is not None and row.keys() <= set(known):
             with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, self._columns).writerow(row)
+                csv.DictWriter(file, known).writerow(row)
+            self._columns = known
             return
         columns, rows = self.read()
         self._write([*columns, *(name for name in row if name not in columns)], [*rows, row])
@@ -64,11 +69,9 @@ class CsvLog(Logger):
             return list(reader.fieldnames or []), rows
 
     def _write(self, columns: list[str], rows: list[dict[str, str]]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self.path.with_suffix(".part")
-        with draft.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns, restval="")
-            writer.writeheader()
-            writer.writerows(rows)
-        draft.replace(self.path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_bytes(self.path, text.getvalue().encode())
         self._columns = columns

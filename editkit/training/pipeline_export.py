@@ -95,6 +95,10 @@ class PipelineMethod(Method):
         card |= {} if self.lora is None else {"lora": asdict(self.lora)}
         return card if self.starts_from is None else {**card, "backbone_digest": self.starts_from}
 
+    def exported_bytes(self) -> int:
+        """Return about how many bytes `export` writes: what was trained and the pipeline, both in half precision."""
+        return super().exported_bytes() // 2 + sum(weight.numel() * 2 for weight in self.parameters())
+
     def export(self, folder: str | Path) -> list[Path]:
         """Write what was trained (its EMA, if there is one) and the pipeline in diffusers/; return the files of weights."""
         paths, home = super().export(folder), Path(folder)

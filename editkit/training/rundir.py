@@ -17,7 +17,7 @@ VARIABLE = "EDITKIT_RUN_DIR"  # tells the other processes of a run where it is
 
 @dataclass(frozen=True)
 class RunDir:
-    """Layout: config.yaml, checkpoints/, metrics.csv, seconds, samples/, export/."""
+    """Layout: config.yaml, checkpoints/, metrics.csv, seconds, samples/, export/, and not-finite-step-*.json if ever."""
 
     path: Path
 
@@ -56,6 +56,10 @@ class RunDir:
         """Folder of what training made, to be used elsewhere."""
         return self.path / "export"
 
+    def not_finite(self, step: int) -> Path:
+        """What is known of the batch that a step was refused for."""
+        return self.path / f"not-finite-step-{step:08d}.json"
+
     @property
     def lock(self) -> Path:
         """The file that the run's first process holds; it stays behind."""
@@ -81,9 +85,10 @@ class RunDir:
                 raise UserError(
                     f"{self.path} is in use by process {file.read().strip()}; wait for it or give another run_dir=..."
                 ) from None
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+            with contextlib.suppress(OSError):  # the number is for people; a full disk does not unlock the run
+                file.truncate(0)
+                file.write(str(os.getpid()))
+                file.flush()
             yield
 
 

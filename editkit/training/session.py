@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 import warnings
 from pathlib import Path
@@ -13,7 +14,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from editkit.training import checkpoint
+from editkit.errors import UserError
+from editkit.training import checkpoint, fitting, not_finite
 from editkit.training.grid import save_grid
 from editkit.training.method import Method
 from editkit.training.metrics_csv import CsvLog
@@ -21,7 +23,9 @@ from editkit.training.plan import Plan
 from editkit.training.progress import Display
 from editkit.training.randomness import derive, isolated, rng_state, seed_all, set_rng_state
 from editkit.training.rundir import RunDir
+from editkit.training.share import gathered
 from editkit.training.signals import StopFlag
+from editkit.training.space import bytes_of, dispensable, gib, lacking
 from editkit.training.stepper import Stepper
 from editkit.training.throughput import Throughput
 
@@ -55,6 +59,7 @@ class Session(Callback):
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Restore the newest checkpoint, or seed; then let the method compute what stays the same."""
         self.stepper.backward = pl_module.manual_backward
+        self.stepper.report = functools.partial(not_finite.report, self.run)
         if trainer.world_size > 1:
             self.stepper.unsynced = trainer.strategy.block_backward_sync  # type: ignore[attr-defined]
         newest = checkpoint.newest(self.run.checkpoints) if trainer.is_global_zero else None
@@ -69,7 +74,7 @@ class Session(Callback):
         self.began_at = self.seen = self.stepper.steps
         for logger in trainer.loggers:
             if isinstance(logger, CsvLog):
-                logger.rewind(self.stepper.steps)
+                self._rewind(logger)
         trainer.should_stop = self.stepper.done
 
     def _prepare_data(self, trainer: lightning.Trainer) -> None:
@@ -85,10 +90,21 @@ class Session(Callback):
             prepare(self.method.device)
         trainer.strategy.barrier()
 
+    def _rewind(self, logger: CsvLog) -> None:
+        try:
+            logger.rewind(self.stepper.steps)
+        except OSError as error:
+            raise UserError(f"cannot write {logger.path} ({error.strerror}); free some space and try again") from error
+
     def _restore(self, trainer: lightning.Trainer, path: Path) -> None:
         snapshot = checkpoint.load(path)
-        self.method.load_trained(snapshot.weights)
-        self.stepper.load_state_dict(snapshot.state["stepper"])
+        before, images = snapshot.state["config"], len(self.dataset)
+        fitting.check(path, before, self.config, (snapshot.state.get("dataset", images), images))
+        try:
+            self.method.load_trained(snapshot.weights)
+            self.stepper.load_state_dict(snapshot.state["stepper"], rates=not fitting.other_rates(before, self.config))
+        except (KeyError, ValueError) as error:
+            raise fitting.DoesNotFit(f"{path} does not fit this configuration ({error}): {fitting.WAYS}") from error
         processes = snapshot.state["processes"]
         if len(processes) == trainer.world_size:
             own = processes[trainer.global_rank]
@@ -118,11 +134,22 @@ class Session(Callback):
             self.display.show(self.plan.position(steps=self.stepper.steps, images=self.stepper.images), figures)
         if self._crossed(self.plan.sample_every):
             self._sample(trainer)
+        if self.seen == self.began_at and trainer.is_global_zero:
+            self._check_space()
         stop, due = self._poll(trainer)
         self.seen = self.stepper.steps
         trainer.should_stop = stop or self.stepper.done
         if trainer.should_stop or due:
             self._save(trainer, last=trainer.should_stop)
+
+    def _check_space(self) -> None:
+        """Warn, once all that a checkpoint holds is there, if the run's checkpoints and its export will not fit on the disk."""
+        one = bytes_of([self.method.trained_state(), self.stepper.state_dict()])
+        count = max(1, self.plan.keep + 1 - len(checkpoint.saved(self.run.checkpoints)))  # a new one is written before one goes
+        what = f"{count} more checkpoint{'s' if count > 1 else ''} of {gib(one)} and the export"
+        problem = lacking(self.run.path, count * one + self.method.exported_bytes(), what)
+        if problem:
+            warnings.warn(f"{problem}; free some space while it trains", stacklevel=2)
 
     def _crossed(self, every: int) -> bool:
         return every > 0 and self.stepper.steps // every > self.seen // every
@@ -149,7 +176,8 @@ class Session(Callback):
         figures = self.stepper.meter.take(over_devices if trainer.world_size > 1 else lambda means: means)
         figures |= {"images": float(self.stepper.images)} | self.throughput.take()
         for logger in trainer.loggers:
-            logger.log_metrics(figures, step=self.stepper.steps)
+            with dispensable(getattr(logger, "path", self.run.path)):
+                logger.log_metrics(figures, step=self.stepper.steps)
         return figures
 
     def _sample(self, trainer: lightning.Trainer) -> None:
@@ -160,16 +188,16 @@ class Session(Callback):
             images = self.method.sample_grid()
         self.method.train()
         if images is not None:
-            save_grid(images, self.run.samples / f"step-{self.stepper.steps:08d}.png")
+            path = self.run.samples / f"step-{self.stepper.steps:08d}.png"
+            with dispensable(path):
+                save_grid(images, path)
 
     def _save(self, trainer: lightning.Trainer, *, last: bool) -> None:
         own = {"random": rng_state(), "meter": self.stepper.meter.state_dict()}
-        processes: list[Any] = [own]
-        if trainer.world_size > 1:
-            processes = [None] * trainer.world_size
-            torch.distributed.all_gather_object(processes, own)
+        processes = gathered(own)
         if trainer.is_global_zero:
-            state = {"config": self.config, "stepper": self.stepper.state_dict(), "processes": processes}
+            about = {"config": self.config, "dataset": len(self.dataset)}
+            state = {**about, "stepper": self.stepper.state_dict(), "processes": processes}
             try:
                 checkpoint.save(self.run.checkpoints, self.stepper.steps, self.method.trained_state(), state, keep=self.plan.keep)
                 with contextlib.suppress(OSError):  # a full disk has been told of where it matters

@@ -1,15 +1,16 @@
-"""Computing something of every training image once, each process its share."""
+"""What the processes of a run tell each other; computing something of every training image once, each its share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 BATCH = 16  # images at once
 
+T = TypeVar("T")
 Rows = dict[str, dict[str, Tensor]]
 
 
@@ -29,11 +30,16 @@ def computed_once(dataset: Any, compute: Callable[[Tensor, list[str]], Mapping[s
         keys = [item["key"] for item in items]
         columns = compute(torch.stack([item["image"] for item in items]), keys)
         kept |= {key: {name: column[n].cpu() for name, column in columns.items()} for n, key in enumerate(keys)}
-    shares = [kept]
-    if world > 1:
-        shares = [{} for _ in range(world)]
-        torch.distributed.all_gather_object(shares, kept)
-    return {key: row for share in shares for key, row in share.items()}
+    return {key: row for share in gathered(kept) for key, row in share.items()}
+
+
+def gathered(own: T) -> list[T]:
+    """Return what each process of the run gives, in their order, on every one of them; it must be fit for pickling."""
+    if not torch.distributed.is_initialized():
+        return [own]
+    shares: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(shares, own)
+    return shares
 
 
 def looked_up(rows: Rows, keys: Sequence[str], device: torch.device) -> dict[str, Tensor] | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from editkit.errors import UserError
 from editkit.training.ema import Ema
+from editkit.training.not_finite import Seen
 from editkit.training.plan import Plan
 from editkit.training.update import Update
 
@@ -38,6 +41,7 @@ class Stepper:
         steps: optimiser steps taken, all groups together.
         images: images seen, over all devices.
         backward: differentiates a loss; the loop puts Lightning's here.
+        report: keeps what is known of batches whose gradient is not finite, and returns the file; the loop puts one here.
         unsynced: context in which a backward pass leaves the gradients of the other devices out (accumulation).
     """
 
@@ -53,6 +57,8 @@ class Stepper:
         self.images = 0
         self.waiting = dict.fromkeys(self.parameters, 0)
         self.backward: Callable[[Tensor], None] = torch.Tensor.backward
+        self.report: Callable[[int, str, Sequence[Seen]], Path | None] = lambda step, group, batches: None
+        self.seen: dict[str, list[Seen]] = {group: [] for group in self.parameters}  # batches since a group's last step
         self.unsynced: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
 
     def make_optimizers(self) -> list[torch.optim.Optimizer]:
@@ -93,18 +99,20 @@ class Stepper:
         with contextlib.nullcontext() if self.waiting[group] == 0 else self.unsynced():
             self.backward(total / self.plan.accumulate)
         self.meter.add({"loss": total, **{f"loss/{name}": value for name, value in update.losses.items()}, **update.report})
+        losses = {name: value.detach().float() for name, value in update.losses.items()}
+        self.seen[group].append(([str(key) for key in batch.get("key", ())], losses))
         if self.waiting[group] == 0:
-            self._step(update, batch)
+            self._step(group)
+            self.seen[group].clear()
 
-    def _step(self, update: Update, batch: Mapping[str, Any]) -> None:
-        group = update.group
+    def _step(self, group: str) -> None:
         parameters = list(self.parameters[group].values())
         gradients = [p.grad for p in parameters if p.grad is not None]
         if not gradients:
             raise ValueError(f"no gradient reached the group {group!r}")
         norm = torch.nn.utils.get_total_norm(gradients)
         if not math.isfinite(norm.item()):
-            raise NotFinite(self._explain(update, batch))
+            raise NotFinite(self._explain(group))
         if self.plan.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.plan.clip_norm, norm)
         optimizer = self.optimizers[group]
@@ -113,19 +121,32 @@ class Stepper:
         optimizer.zero_grad(set_to_none=True)
         torch.clear_autocast_cache()  # it holds the weights as they were, and a batch's next update would still see those
         if group in self.schedulers:
-            self.schedulers[group].step()
+            self._schedule(group)
         self.steps += 1
         if self.ema is not None:
             self.ema.update(group, images=self.images)
         self.meter.add({f"grad_norm/{group}": norm, f"lr/{group}": float(rate)})
 
-    def _explain(self, update: Update, batch: Mapping[str, Any]) -> str:
-        values = ", ".join(f"{name}={value.detach().float().mean().item():.4g}" for name, value in update.losses.items())
-        keys = [str(key) for key in batch.get("key", ())]
+    def _schedule(self, group: str) -> None:
+        try:
+            self.schedulers[group].step()
+        except ValueError as error:  # of those that know their length
+            raise UserError(
+                f"the schedule of {group!r} ends before the training ({error}); "
+                f"give it more steps (keys of method.scheduler, with --accept-changes), or trainer.steps fewer"
+            ) from error
+
+    def _explain(self, group: str) -> str:
+        batches = self.seen[group]
+        means = {name: sum(losses[name].mean().item() for _, losses in batches) / len(batches) for name in batches[0][1]}
+        values = ", ".join(f"{name}={mean:.4g}" for name, mean in means.items())
+        keys = [key for own, _ in batches for key in own]
         of = f" Images of the batch: {', '.join(keys[:4])}{'...' if len(keys) > 4 else ''}." if keys else ""
+        file = self.report(self.steps + 1, group, batches)
+        listed = f" All of them, and their losses, are in {file}." if file else ""
         return (
-            f"the gradient of {update.group!r} is not finite at step {self.steps + 1} (losses {values}); "
-            f"nothing was updated.{of} Lower method.optimizer.lr, or set trainer.clip_norm=1, and run the same command again"
+            f"the gradient of {group!r} is not finite at step {self.steps + 1} (losses {values}); nothing was updated."
+            f"{of}{listed} Lower method.optimizer.lr, or set trainer.clip_norm=1, and continue with --accept-changes"
         )
 
     def averaged_weights(self) -> contextlib.AbstractContextManager[None]:
@@ -148,17 +169,39 @@ class Stepper:
             "ema": self.ema.state_dict() if self.ema is not None else None,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a `state_dict`. An average that was not kept before starts from the loaded weights."""
+    def load_state_dict(self, state: Mapping[str, Any], *, rates: bool = True) -> None:
+        """Continue from a `state_dict`. An average that was not kept before starts from the loaded weights.
+
+        Args:
+            rates: take the optimisers' settings and the schedules from the state too. Otherwise they stay as they were made,
+                the schedules brought to where those of the state were.
+
+        Raises:
+            ValueError: a schedule that is shorter than what was trained.
+        """
         self.steps, self.images = state["steps"], state["images"]
         for group, optimizer in self.optimizers.items():
+            own = [{name: value for name, value in one.items() if name != "params"} for one in optimizer.param_groups]
             optimizer.load_state_dict(state["optimizers"][group])
+            for one, settings in zip(optimizer.param_groups, own, strict=True):
+                one.update({} if rates else settings)
         for group, scheduler in self.schedulers.items():
-            scheduler.load_state_dict(state["schedulers"][group])
+            if rates:
+                scheduler.load_state_dict(state["schedulers"][group])
+            else:
+                before = state["schedulers"].get(group, {"last_epoch": self.steps // len(self.optimizers)})
+                _advance(scheduler, before["last_epoch"])
         if self.plan.ema is not None:
             self.ema = Ema(self.parameters, self.plan.ema, self.plan.ema_device)
             if state["ema"] is not None:
                 self.ema.load_state_dict(state["ema"])
+
+
+def _advance(scheduler: torch.optim.lr_scheduler.LRScheduler, steps: int) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")  # the optimiser made its own before
+        for _ in range(steps):
+            scheduler.step()
 
 
 class Meter:

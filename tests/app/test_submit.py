@@ -28,6 +28,8 @@ method:
 trainer: {steps: 7, batch_size: 2, accelerator: cpu}
 """
 
+RUNS = ("run", "run.earlier-1")
+
 GOLDEN = """\
 #!/bin/bash
 # Written by editkit submit. `sbatch 'my run/job.sbatch'` submits it again: what is done is not done twice.
@@ -92,6 +94,18 @@ def test_what_is_submitted_is_frozen_and_the_job_is_noted(home, capsys):
     program(home, "squeue", "echo '42|PENDING'")
     assert train("-o", "run", "--prompt", "x") == 1
     assert "run is job 42 already (PENDING)" in capsys.readouterr().err
+
+
+def test_a_run_is_submitted_with_other_settings_only_if_that_is_said(home, capsys):
+    program(home, "sbatch", "echo 42")
+    assert train("-o", "run") == 0
+    assert train("-o", "run", "trainer.batch_size=4") == 2
+    err = capsys.readouterr().err
+    assert "  trainer.batch_size: 2 -> 4\n" in err and "--accept-changes" in err
+    assert train("-o", "run", "trainer.batch_size=4", "--accept-changes") == 0
+    assert yaml.safe_load((home / "run" / "config.yaml").read_text())["trainer"]["batch_size"] == 4
+    assert train("-o", "run", "--fresh") == 0
+    assert [yaml.safe_load((home / name / "config.yaml").read_text())["trainer"]["batch_size"] for name in RUNS] == [2, 4]
 
 
 def test_nodes_tasks_and_gpus_follow_the_trainer(home, capsys):

@@ -52,7 +52,7 @@ def test_a_longer_run_continues_and_from_repeats_the_frozen_recipe(overrides, tm
 
 def test_another_recipe_in_the_same_folder_is_refused(overrides, tmp_path):
     app.configuration(options(overrides, tmp_path / "run"))
-    with pytest.raises(UserError, match=r"seed=0, now it is 7.*run_dir=NEW_FOLDER"):
+    with pytest.raises(UserError, match=r"\(seed: 0 -> 7\): add --accept-changes .*--fresh .*-o"):
         app.configuration(options(overrides, tmp_path / "run", "seed=7"))
 
 

@@ -1,8 +1,13 @@
-"""A run without noise, to be started as a script: python -m tests.training.two_processes FOLDER DEVICES."""
+"""A run without noise, as a script: python -m tests.training.two_processes FOLDER DEVICES [RANK READS].
+
+The process RANK kills itself when it reads its item number READS.
+"""
 
 from __future__ import annotations
 
 import functools
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -36,19 +41,27 @@ class Pair(Method):
 
 
 class Ramps:
-    """Eight different items without randomness."""
+    """Eight different items without randomness; reading too many of them is fatal."""
+
+    def __init__(self, last: int | None = None) -> None:
+        self.left = last
 
     def __len__(self) -> int:
         return 8
 
     def __getitem__(self, index):
+        if self.left is not None:
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
         return {"image": torch.linspace(-1, 1, 4) * (index + 1) / 8 + index % 3, "key": str(index)}
 
 
-def main(folder: str, devices: int) -> None:
+def main(folder: str, devices: int, fatal: int | None = None, reads: int = 0) -> None:
     plan = Plan(steps=STEPS, batch_size=4, accumulate=2, devices=devices, accelerator="cpu", log_every=1, ema=0.9, save_every_s=0)
-    fit(Pair(), Ramps(), plan, RunDir(Path(folder)))
+    own = int(os.environ.get("LOCAL_RANK", "0"))
+    fit(Pair(), Ramps(reads if own == fatal else None), plan, RunDir(Path(folder)))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], *map(int, sys.argv[2:]))
