@@ -41,6 +41,13 @@ def test_every_file_is_a_choice_of_a_group():
     assert len(files) == len(GROUPS) > 10
 
 
+def test_no_bundled_file_tells_where_it_was_made():
+    texts = [path for path in (ROOT / "editkit" / "assets").rglob("*") if path.suffix in (".json", ".yaml", ".txt")]
+    assert len(texts) > 10
+    for path in texts:
+        assert not re.search(r'"(/|\w:\\)\w', path.read_text(encoding="utf-8")), path
+
+
 @pytest.mark.parametrize(("group", "name"), GROUPS, ids=lambda part: part)
 def test_every_configuration_composes_and_fits_what_it_builds(group, name):
     recipe.validate(composed(group, name))

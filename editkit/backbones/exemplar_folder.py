@@ -23,6 +23,7 @@ from editkit.backbones.clip import Preprocess, no_load_report, no_progress_bar, 
 from editkit.backbones.exemplar import ExemplarBackbone, PaintByExampleImageEncoder
 from editkit.backbones.latent import LatentBackbone
 from editkit.backbones.latent_folder import load_latent
+from editkit.backbones.saving import save_part
 from editkit.backbones.unet import dtype_of
 from editkit.errors import UserError
 from editkit.networks.conv_in import widen_conv_in
@@ -97,7 +98,7 @@ def save_exemplar(backbone: ExemplarBackbone, folder: str | Path) -> None:
     scheduler = getattr(diffusers, name).from_config(backbone.scheduler)
     with no_progress_bar():
         for part, network in (("unet", backbone.unet), ("vae", backbone.vae), ("scheduler", scheduler)):
-            network.save_pretrained(folder / part)
+            save_part(network, folder / part)
     save_image_encoder(backbone.image_encoder, folder / "image_encoder")
     _write(folder / "feature_extractor" / "preprocessor_config.json", _extractor(backbone.preprocess))
     _write(

@@ -14,6 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from editkit.backbones.assets import resolve
 from editkit.backbones.clip import no_progress_bar
 from editkit.backbones.latent import LatentBackbone
+from editkit.backbones.saving import save_part
 from editkit.backbones.scheduler_config import read_scheduler
 from editkit.backbones.unet import dtype_of
 from editkit.errors import UserError
@@ -86,7 +87,7 @@ def save_latent(backbone: LatentBackbone, folder: str | Path, controlnet: Contro
     parts |= {} if controlnet is None else {"controlnet": controlnet}
     with no_progress_bar():
         for name, part in parts.items():
-            part.save_pretrained(Path(folder) / name)
+            save_part(part, Path(folder) / name)
     index: dict[str, Any] = {
         "_class_name": known[backbone.extra_channels],
         "_diffusers_version": diffusers.__version__,

@@ -284,3 +284,13 @@ def test_weights_published_in_half_precision_alone_are_found(tmp_path):
         for file in (folder / part).glob("*.safetensors"):
             file.rename(file.with_name(file.name.replace(".safetensors", ".fp16.safetensors")))
     assert load_latent(folder).digest() == tiny.backbone().digest()
+
+
+def test_a_saved_folder_does_not_tell_where_its_networks_were_loaded_from(tmp_path):
+    first = tiny.folder(tmp_path / "first")
+    again = load_latent(first)
+    assert str(first) in str(again.unet.config.get("_name_or_path"))
+    save_latent(again, tmp_path / "again")
+    for path in (tmp_path / "again").rglob("*.json"):
+        assert str(tmp_path) not in path.read_text(), path
+    assert load_latent(tmp_path / "again").digest() == again.digest()

@@ -16,6 +16,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from editkit.backbones.autoencoder import Autoencoder, load_autoencoder
+from editkit.backbones.saving import save_part
 from editkit.data.captioned import CaptionedDataset
 from editkit.training.figures import record
 from editkit.training.folder import FolderMethod, network_arguments
@@ -97,7 +98,7 @@ class AutoencoderTraining(FolderMethod):
         if not self.keep_latents:
             self.vae.register_to_config(scaling_factor=round(1 / self._deviation(), 5))
         weights = {name: tensor.clone() for name, tensor in self.vae.state_dict().items()}
-        self.vae.half().save_pretrained(folder)
+        save_part(self.vae.half(), folder)
         self.vae.float().load_state_dict(weights)
 
     def dummy_batch(self) -> dict[str, Any]:

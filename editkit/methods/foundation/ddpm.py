@@ -16,6 +16,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor, nn
 
 from editkit.backbones.pixel import PixelBackbone, load_pixel
+from editkit.backbones.saving import save_part
 from editkit.backbones.scheduler_config import parameterization_of, schedule_of
 from editkit.engine.rng import batch_noise
 from editkit.engine.sample import sample
@@ -131,7 +132,7 @@ class PixelDiffusion(FolderMethod):
     def save(self, folder: Path) -> None:
         """Write unet/ (half precision) and scheduler/ in diffusers' layout."""
         weights = {name: tensor.clone() for name, tensor in self.unet.state_dict().items()}
-        self.unet.half().save_pretrained(folder / "unet")
+        save_part(self.unet.half(), folder / "unet")
         self.unet.float().load_state_dict(weights)
         self.ddpm.save_pretrained(folder / "scheduler")
 

@@ -149,7 +149,7 @@ class CycleNet(PipelineMethod):
 
     def network(self, scale: float = 1.0) -> Controlled:
         """Return backbone and ControlNet as one denoiser, the ControlNet in the precision of the UNet."""
-        return Controlled(self.backbone, {NET: self.controlnet.to(self.backbone.unet.dtype)}, {NET: scale})
+        return Controlled(self.backbone, {NET: nn.Module.to(self.controlnet, self.backbone.unet.dtype)}, {NET: scale})
 
     @torch.no_grad()
     def _posterior(self, images: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ class CycleNet(PipelineMethod):
             raise UserError(f"the weights {artefact.name!r} are not of {NAME} (made by {maker})")
         shared = {id(p): p for name, p in self.backbone.unet.named_parameters() if not name.startswith(self.tuned_layers)}
         backbone = with_unet(self.backbone, merged(self.backbone.unet, dict(shared)))
-        net = copy.deepcopy(self.controlnet).to(backbone.unet.dtype).requires_grad_(False)
+        net = nn.Module.to(copy.deepcopy(self.controlnet), backbone.unet.dtype).requires_grad_(False)
         own = {f"unet.{name}": p for name, p in backbone.unet.named_parameters() if id(p) not in shared}
         own |= {f"controlnet.{name}": p for name, p in net.named_parameters()}
         check_same(artefact, own)
