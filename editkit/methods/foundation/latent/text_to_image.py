@@ -29,6 +29,7 @@ from editkit.engine.guidance import ClassifierFree
 from editkit.engine.rng import batch_noise
 from editkit.engine.sample import sample
 from editkit.metrics.scene_oracle import load_scene_oracle
+from editkit.training.denoising import stratified
 from editkit.training.figures import record
 from editkit.training.folder import FolderMethod, network_arguments
 from editkit.training.scene_figures import autoencoder_figures, prompt_figures
@@ -113,9 +114,8 @@ class LatentDiffusion(FolderMethod):
             extra: what the network sees besides, (B, C', h, w).
             objects: (B, 1, H, W), 1 = object; these weigh more.
         """
-        count = len(z)
-        places = (torch.arange(count, device=z.device) + torch.rand(count, device=z.device)) / count
-        t = (places * len(self.noise_schedule.table)).long()
+        last = len(self.noise_schedule.table) - 1
+        t = (stratified(len(z), z.device) * (last + 1)).long().clamp(max=last)
         eps = torch.randn_like(z)
         alpha_bar = self.noise_schedule.alpha_bar(t).to(z).view(-1, 1, 1, 1)
         x = alpha_bar.sqrt() * z + (1 - alpha_bar).sqrt() * eps
