@@ -21,6 +21,7 @@ from editkit.training.plan import Plan
 from editkit.training.progress import Display
 from editkit.training.randomness import derive, isolated, rng_state, seed_all, set_rng_state
 from editkit.training.rundir import RunDir
+from editkit.training.sharding import whole
 from editkit.training.signals import StopFlag
 from editkit.training.stepper import Stepper
 
@@ -141,13 +142,13 @@ class Session(Callback):
         return figures
 
     def _sample(self, trainer: lightning.Trainer) -> None:
-        if not trainer.is_global_zero:
+        if not (trainer.is_global_zero or self.plan.sharded):
             return
         self.method.eval()
         with isolated(derive(self.seed, "samples")), self.method.averaged_weights(), torch.no_grad():
             images = self.method.sample_grid()
         self.method.train()
-        if images is not None:
+        if images is not None and trainer.is_global_zero:
             save_grid(images, self.run.samples / f"step-{self.stepper.steps:08d}.png")
 
     def _save(self, trainer: lightning.Trainer, *, last: bool) -> None:
@@ -156,10 +157,11 @@ class Session(Callback):
         if trainer.world_size > 1:
             processes = [None] * trainer.world_size
             torch.distributed.all_gather_object(processes, own)
+        weights, stepper = whole(self.method.trained_state()), whole(self.stepper.state_dict())
         if trainer.is_global_zero:
-            state = {"config": self.config, "stepper": self.stepper.state_dict(), "processes": processes}
+            state = {"config": self.config, "stepper": stepper, "processes": processes}
             try:
-                checkpoint.save(self.run.checkpoints, self.stepper.steps, self.method.trained_state(), state, keep=self.plan.keep)
+                checkpoint.save(self.run.checkpoints, self.stepper.steps, weights, state, keep=self.plan.keep)
                 with contextlib.suppress(OSError):  # a full disk has been told of where it matters
                     self.run.note_seconds(self.earlier + time.monotonic() - self.started)
             except checkpoint.CheckpointNotWritten as error:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from editkit.errors import UserError
 from editkit.training.ema import Ema
 from editkit.training.plan import Plan
+from editkit.training.sharding import optimizer_like, whole
 from editkit.training.update import Update
 
 
@@ -57,6 +59,7 @@ class Stepper:
 
     def make_optimizers(self) -> list[torch.optim.Optimizer]:
         """Create optimisers, schedules and the average for the parameters where they are now; return the optimisers."""
+        self.parameters = self.method.trained_parameters()
         if self.method.optimizer is None:
             raise ValueError(f"{type(self.method).__name__} has no optimizer; set method.optimizer in its recipe")
         self.optimizers = {group: self.method.optimizer(list(named.values())) for group, named in self.parameters.items()}
@@ -102,7 +105,7 @@ class Stepper:
         gradients = [p.grad for p in parameters if p.grad is not None]
         if not gradients:
             raise ValueError(f"no gradient reached the group {group!r}")
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = total_norm(gradients)
         if not math.isfinite(norm.item()):
             raise NotFinite(self._explain(update, batch))
         if self.plan.clip_norm is not None:
@@ -132,8 +135,14 @@ class Stepper:
         """Return a context in which the parameters hold their moving average; without one it changes nothing."""
         return self.ema.applied() if self.ema is not None else contextlib.nullcontext()
 
+    def rebind(self) -> None:
+        """Take up the method's parameters again, after whole ones have replaced those that were shared out."""
+        self.parameters = self.method.trained_parameters()
+        if self.ema is not None:
+            self.ema.parameters, self.ema.averages = self.parameters, whole(self.ema.averages)
+
     def state_dict(self) -> dict[str, Any]:
-        """Return everything but the weights: counts, optimisers, schedules, average.
+        """Return everything but the weights: counts, optimisers, schedules, average; tensors may be shared out.
 
         Raises:
             RuntimeError: gradients are waiting; ask `settled` first.
@@ -152,13 +161,19 @@ class Stepper:
         """Continue from a `state_dict`. An average that was not kept before starts from the loaded weights."""
         self.steps, self.images = state["steps"], state["images"]
         for group, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][group])
+            optimizer.load_state_dict(optimizer_like(state["optimizers"][group], optimizer))
         for group, scheduler in self.schedulers.items():
             scheduler.load_state_dict(state["schedulers"][group])
         if self.plan.ema is not None:
             self.ema = Ema(self.parameters, self.plan.ema, self.plan.ema_device)
             if state["ema"] is not None:
                 self.ema.load_state_dict(state["ema"])
+
+
+def total_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Return the norm of gradients, of all their shards where they are shared out."""
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 class Meter:

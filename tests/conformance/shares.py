@@ -11,13 +11,15 @@ import contextlib
 import multiprocessing
 import os
 import socket
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.overrides import TorchFunctionMode
 
 from editkit import recipe
@@ -71,7 +73,7 @@ def _split(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tu
     return (), args
 
 
-def train(name: str, assets: Path, folder: Path, *changes: str) -> None:
+def train(name: str, assets: Path, folder: Path, *changes: str) -> Method:
     """Train a recipe in a folder for three updates at least, with the other processes of the group if there is one."""
     world = processes()[1]
     length = f"trainer.steps={UPDATES}", f"trainer.batch_size={BATCH}", f"trainer.devices={world}"
@@ -84,6 +86,30 @@ def train(name: str, assets: Path, folder: Path, *changes: str) -> None:
         method.double()
         as_whole(method)
         fit(method, recipe.build(cfg, "data").train_dataset(), Plan(**recipe.frozen(cfg)["trainer"]), RunDir(folder))
+    return method
+
+
+def exported(*task: Any) -> dict[str, Tensor]:
+    """Train, and return the tensors that the first process would export."""
+    method = train(*task)
+    with method.averaged_weights():
+        return {name: tensor.clone() for artefact in method.artefacts() for name, tensor in artefact.tensors.items()}
+
+
+def held(*task: Any) -> int:
+    """Train, and return the bytes of parameters, gradients and optimiser state that this process held at a step."""
+    sizes: list[int] = []
+
+    def count(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        state = [value for values in optimizer.state.values() for value in values.values() if isinstance(value, Tensor)]
+        tensors = [*parameters, *(p.grad for p in parameters), *state]
+        sizes.append(sum(getattr(tensor, "_local_tensor", tensor).nbytes for tensor in tensors))
+
+    hook = register_optimizer_step_post_hook(count)
+    train(*task)
+    hook.remove()
+    return max(sizes)
 
 
 def as_whole(method: Method) -> None:
@@ -131,13 +157,20 @@ def double() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+def apart(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> float:
+    """Return the largest relative distance of two tensors of the same name."""
+    assert left.keys() == right.keys()
+    scale = {name: tensor.norm().clamp(min=1e-300) for name, tensor in left.items()}
+    return max(float((tensor - right[name]).norm() / scale[name]) for name, tensor in left.items())
+
+
 def weights(folder: Path) -> dict[str, Tensor]:
     """Return what a run in a folder ended with."""
     return checkpoint.load(checkpoint.newest(RunDir(folder).checkpoints)).weights
 
 
 class Pair:
-    """Two processes that train one recipe after another together."""
+    """Two processes that work together, on one thing after another."""
 
     def __init__(self) -> None:
         forks = multiprocessing.get_context("forkserver")  # the libraries are imported once for both
@@ -151,15 +184,21 @@ class Pair:
         for child in self.children:
             child.start()
 
-    def train(self, *task: Any) -> None:
-        """Run `train` in both; raise what went wrong in either."""
+    def run(self, function: Callable[..., Any], *task: Any) -> list[Any]:
+        """Call a function in both and return the two answers.
+
+        Raises:
+            RuntimeError: with the traceback of what went wrong in either.
+        """
         for end in self.ends:
-            end.send(task)
-        for end in self.ends:
-            if not end.poll(300):
-                raise TimeoutError(f"two processes do not end {task}")
-            if said := end.recv():
-                raise RuntimeError(said)
+            end.send((function, task))
+        if not all(end.poll(600) for end in self.ends):
+            raise TimeoutError(f"two processes do not end {task}")
+        answers = [end.recv() for end in self.ends]
+        for _, wrong in answers:
+            if wrong:
+                raise RuntimeError(wrong)
+        return [answer for answer, _ in answers]
 
     def close(self) -> None:
         for child in self.children:
@@ -168,16 +207,14 @@ class Pair:
 
 
 def work(rank: int, port: int, tasks: Connection) -> None:
-    """Train what is asked for, as one process of the pair."""
-    import traceback
-
+    """Do what is asked for, as one process of the pair."""
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "LOCAL_RANK": str(rank)}
     torch.distributed.init_process_group("gloo", rank=rank, world_size=WORLD)
     while True:
-        name, assets, folder, *changes = tasks.recv()
+        function, task = tasks.recv()
         try:
-            train(name, assets, folder, *changes)
-            tasks.send("")
-        except BaseException:
-            tasks.send(traceback.format_exc())
+            answer = function(*task)
+            tasks.send((None if isinstance(answer, Method) else answer, ""))
+        except Exception:
+            tasks.send((None, traceback.format_exc()))

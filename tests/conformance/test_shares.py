@@ -7,7 +7,7 @@ import torch
 
 from editkit import recipe
 from editkit.errors import UsageError
-from tests.conformance.shares import Pair, train, weights
+from tests.conformance.shares import apart, train, weights
 
 # The toy networks are trained once and by one process: composing and training them is tested elsewhere.
 RECIPES = [pytest.param(name, marks=pytest.mark.slow) if "/" in name else name for name in recipe.choices("recipe")]
@@ -32,26 +32,12 @@ MIXED = {
 }
 
 
-@pytest.fixture(scope="module")
-def pair():
-    pair = Pair()
-    yield pair
-    pair.close()
-
-
-def apart(left, right):
-    """Return the largest relative distance of two tensors of the same name."""
-    assert left.keys() == right.keys()
-    scale = {name: tensor.norm().clamp(min=1e-300) for name, tensor in left.items()}
-    return max(float((tensor - right[name]).norm() / scale[name]) for name, tensor in left.items())
-
-
 def check(pair, assets, folder, name, *changes):
     try:
         train(name, assets, folder / "one", *changes)
     except UsageError as error:
         pytest.skip(str(error))
-    pair.train(name, assets, folder / "two", *changes)
+    pair.run(train, name, assets, folder / "two", *changes)
     one, two = weights(folder / "one"), weights(folder / "two")
     assert all(tensor.dtype == torch.float64 for tensor in one.values())
     assert apart(one, two) < 1e-9
@@ -71,7 +57,12 @@ OTHERWISE = {
     "clipped and from other sources": ("asyrp", *ALONE["asyrp"], "method.clip_source=p_src", "trainer.clip_norm=0.01"),
     "low-rank layers": ("instructpix2pix", "method.lora={rank:2}"),
     "noise of each visit": ("effdiff", "method.latent_noise=fresh"),
-    "no term for the decoder": ("cyclenet", "method.terms.reconstruction=0", "method.terms.consistency=0", "method.terms.cycle=0"),
+    "no term for the decoder": (
+        "cyclenet",
+        "method.terms.reconstruction=0",
+        "method.terms.consistency=0",
+        "method.terms.cycle=0",
+    ),
 }
 
 
