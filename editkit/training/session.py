@@ -21,7 +21,7 @@ from editkit.training.plan import Plan
 from editkit.training.progress import Display
 from editkit.training.randomness import derive, isolated, rng_state, seed_all, set_rng_state
 from editkit.training.rundir import RunDir
-from editkit.training.sharding import whole
+from editkit.training.sharding import Sharded, whole
 from editkit.training.signals import StopFlag
 from editkit.training.stepper import Stepper
 
@@ -171,11 +171,16 @@ class Session(Callback):
         self.saved_at = time.monotonic()
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Give the signals and the terminal back."""
+        """Give the method its whole weights, then the signals and the terminal back."""
+        if isinstance(trainer.strategy, Sharded):  # before the signals: Lightning's own handlers would break into the exchange
+            trainer.strategy.gather()
+        self._give_back()
+
+    def _give_back(self) -> None:
         self.flag.remove()  # before Lightning puts back those that it found itself
         if self.display is not None:
             self.display.close()
 
     def on_exception(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException) -> None:
-        """Do the same after an error."""
-        self.on_train_end(trainer, pl_module)
+        """Give signals and terminal back after an error."""
+        self._give_back()

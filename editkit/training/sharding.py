@@ -30,7 +30,7 @@ Network = TypeVar("Network", bound=nn.Module)
 class Sharded(DDPStrategy):
     """Lightning's strategy for several processes, with the networks of `Method.shardable` shared out in place of DDP's copies.
 
-    When training ends, the method gets ordinary networks with the trained weights.
+    When training has ended, `gather` gives the method ordinary networks with the trained weights.
     """
 
     def __init__(self, method: Method) -> None:
@@ -50,7 +50,7 @@ class Sharded(DDPStrategy):
                 fully_shard(layer, mesh=mesh)
             fully_shard(network, mesh=mesh, reshard_after_forward=True)
 
-    def on_train_end(self) -> None:
+    def gather(self) -> None:
         """Put ordinary networks with the whole weights, on the CPU, in the place of the sharded ones."""
         for sharded, ordinary in self.ordinary.items():
             ordinary.load_state_dict(whole(sharded.state_dict()), assign=True)
