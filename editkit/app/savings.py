@@ -52,7 +52,7 @@ def savings(total: int, memory: int, cfg: Any, count: Callable[[Sequence[str]], 
 def options(cfg: Any) -> Iterator[tuple[str, ...]]:
     """Yield the overrides that a configuration has keys for, those that change the result least first."""
     trainer, method = cfg.trainer, cfg.method
-    if trainer.ema is not None and trainer.ema_device != "cpu":
+    if trainer.ema is not None and trainer.ema_device != "cpu" and trainer.strategy == "ddp":
         yield ("trainer.ema_device=cpu",)
     if method.get("checkpointing") is False:
         yield ("method.checkpointing=true",)

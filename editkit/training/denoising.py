@@ -11,6 +11,7 @@ from torch import Tensor
 from editkit.backbones.attention import trained_on_cpu
 from editkit.backbones.base import Backbone
 from editkit.backbones.latent import LatentBackbone
+from editkit.training.share import processes
 from editkit.types import Condition, Prediction
 
 
@@ -34,20 +35,27 @@ def drop_conditions(count: int, share: float = 0.05, device: torch.device | None
     return u < 2 * share, (share <= u) & (u < 3 * share)
 
 
+def stratified(count: int, device: torch.device) -> Tensor:
+    """Return numbers in [0, 1), (count,), one in each of as many equal parts as the batch has samples over all processes.
+
+    The samples come in a random order, so each one's distribution stays uniform, and the mean over the batch varies less.
+    """
+    rank, world = processes()
+    return (rank * count + torch.arange(count, device=device) + torch.rand(count, device=device)) / (world * count)
+
+
 def denoising_error(backbone: Backbone, x0: Tensor, cond: Condition | None) -> Tensor:
     """Return the mean squared error (B,) of a network's output, eps or v, at a random time for each sample.
 
-    Times are uniform and stratified over the batch, one in each of B equal parts: each sample's distribution stays as it is
-    and the mean varies less.
+    Times are uniform and `stratified`.
 
     Args:
         backbone: the network, as it is being trained.
         x0: what is diffused, (B, C, h, w), scaled.
         cond: conditions of the samples.
     """
-    count, steps = len(x0), len(backbone.schedule)
-    places = torch.arange(count, device=x0.device) + torch.rand(count, device=x0.device)
-    t = (places * steps / count).long().clamp(max=steps - 1)
+    steps = len(backbone.schedule)
+    t = (stratified(len(x0), x0.device) * steps).long().clamp(max=steps - 1)
     noise = torch.randn_like(x0)
     with trained_on_cpu(backbone):
         guess = backbone(backbone.schedule.add_noise(x0, t, noise), t, cond)

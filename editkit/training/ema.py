@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from editkit.training.sharding import like
+
 RAMP = 0.05  # the half-life is at most this share of the images seen so far, so that early weights are forgotten
 
 
@@ -72,5 +74,5 @@ class Ema:
         averages: Mapping[str, Mapping[str, Tensor]] = state["averages"]
         for group, named in self.averages.items():
             for name, average in named.items():
-                average.copy_(averages[group][name])
+                average.copy_(like(averages[group][name], average))
         self.updates, self.images = dict(state["updates"]), dict(state["images"])

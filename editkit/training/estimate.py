@@ -158,16 +158,17 @@ def memory(found: Mapping[str, Part], counted: Batch | None, state: Optimizer, p
     Args:
         trained: bytes of the trained parameters.
     """
-    average = trained if plan.ema is not None and plan.ema_device in (None, "cuda", "gpu") else 0
+    share = plan.world if plan.sharded else 1  # each process then holds its rows of what is trained
+    average = trained // share if plan.ema is not None and plan.ema_device in (None, "cuda", "gpu") else 0
     weights = sum(part.bytes for part in found.values())
     frozen = sum(part.bytes for part in found.values() if not part.trained)
     rows = {
-        "weights": weights - frozen,
+        "weights": (weights - frozen) // share,
         "frozen networks": frozen,
         "half copies of the weights": counted.copies if counted else 0,
-        "gradients": trained,
-        "gradients in exchange": trained if plan.world > 1 else 0,  # the buckets of DistributedDataParallel
-        "optimiser": state.state,
+        "gradients": trained // share,
+        "gradients in exchange": trained if plan.world > share else 0,  # the buckets of DistributedDataParallel
+        "optimiser": state.state // share,
         "moving average": average,
         "a batch": max(counted.held, state.step) if counted else state.step,
         "CUDA": CONTEXT,

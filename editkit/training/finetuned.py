@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,6 +69,10 @@ class FineTuning(Method):
     def trainable(self) -> dict[str, Iterable[nn.Parameter]]:
         """Return all parameters of the copy."""
         return {"unet": self.network().parameters()}
+
+    def shardable(self) -> Sequence[nn.Module]:
+        """Return the copy's UNet."""
+        return (self.network().unet,)  # type: ignore[return-value]
 
     def prepare_training(self) -> None:
         """Load the networks of the losses."""

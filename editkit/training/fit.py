@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from editkit.errors import UsageError, UserError
 from editkit.training.method import Method
@@ -26,6 +26,7 @@ from editkit.training.plan import Plan
 from editkit.training.randomness import derive, isolated
 from editkit.training.rundir import RunDir, announced, is_first_process
 from editkit.training.session import Session
+from editkit.training.sharding import Sharded, check_shardable
 from editkit.training.stepper import Stepper
 from editkit.training.throughput import Throughput, Timed
 
@@ -93,13 +94,11 @@ def fit(
 
 
 def _trainer(method: Method, plan: Plan, run: RunDir, session: Session, loggers: Sequence[Logger]) -> lightning.Trainer:
-    unused = method.unused_parameters or len(method.trained_parameters()) > 1
-    strategy = DDPStrategy(find_unused_parameters=unused, broadcast_buffers=False) if plan.world > 1 else "auto"
     return lightning.Trainer(
         accelerator=plan.accelerator,
         devices=plan.devices,
         num_nodes=plan.num_nodes,
-        strategy=strategy,
+        strategy=_strategy(method, plan),
         precision="bf16-mixed" if str(plan.precision) == "bf16" else "32-true",
         deterministic=plan.deterministic,
         default_root_dir=str(run.path),
@@ -113,6 +112,16 @@ def _trainer(method: Method, plan: Plan, run: RunDir, session: Session, loggers:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+
+
+def _strategy(method: Method, plan: Plan) -> Strategy | str:
+    if plan.world == 1:
+        return "auto"
+    if plan.sharded:
+        check_shardable(method)
+        return Sharded(method)
+    unused = method.unused_parameters or len(method.trained_parameters()) > 1
+    return DDPStrategy(find_unused_parameters=unused, broadcast_buffers=False)
 
 
 class _Feed(lightning.LightningDataModule):

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from editkit.backbones.base import Backbone
 from editkit.training.artefact import Artefact
 from editkit.training.editor import Editor
+from editkit.training.sharding import like
 from editkit.training.update import Update
 
 if TYPE_CHECKING:
@@ -98,6 +99,10 @@ class Method(lightning.LightningModule):
     def sources(self, batch: Mapping[str, Any]) -> Any:
         """Return what `precompute` keeps of a batch's images, or would keep; None where it computes nothing."""
         return None
+
+    def shardable(self) -> Sequence[nn.Module]:
+        """Return the networks that may be shared out over processes (`trainer.strategy=fsdp2`): UNets called as a whole only."""
+        return ()
 
     def sample_grid(self) -> Tensor | None:
         """Return images in [-1, 1] that show the progress, (N, 3, H, W) or laid out (rows, columns, 3, H, W)."""
@@ -182,7 +187,7 @@ class Method(lightning.LightningModule):
                     raise ValueError(
                         f"{name} has shape {tuple(tensors[name].shape)} in the file and {tuple(tensor.shape)} in the model"
                     )
-                tensor.copy_(tensors[name])
+                tensor.copy_(like(tensors[name], tensor))
 
     def freeze_rest(self) -> None:
         """Let only `trainable()` receive gradients."""

@@ -25,6 +25,7 @@ class Plan:
         ema_device: where the average is kept, "cpu" or another device; None = beside the weights.
         accelerator: auto, cpu, gpu or mps.
         devices: per node.
+        strategy: of several devices: ddp, each holds everything, or fsdp2, weights, gradients and optimiser state are shared out.
         save_every_s: seconds between checkpoints; 0 writes one after every batch.
         keep: checkpoints kept, at least two.
         log_every: optimiser steps between logged figures.
@@ -47,6 +48,7 @@ class Plan:
     accelerator: str = "auto"
     devices: int = 1
     num_nodes: int = 1
+    strategy: str = "ddp"
     save_every_s: float = 300.0
     keep: int = 2
     log_every: int = 10
@@ -66,6 +68,10 @@ class Plan:
             raise UsageError(f"trainer.precision={self.precision} is unknown; give 32 or bf16")
         if self.accelerator not in ("auto", "cpu", "gpu", "mps"):
             raise UsageError(f"trainer.accelerator={self.accelerator} is unknown; give auto, cpu, gpu or mps")
+        if self.strategy not in ("ddp", "fsdp2"):
+            raise UsageError(f"trainer.strategy={self.strategy} is unknown; give ddp or fsdp2")
+        if self.sharded and self.ema_device is not None:
+            raise UsageError("trainer.ema_device is for whole averages, trainer.strategy=fsdp2 shares them out; leave it out")
         if self.ema is not None and self.ema <= 0:
             raise UsageError(
                 f"trainer.ema={self.ema} is out of range; give a decay such as 0.999, a half-life in images, or null"
@@ -81,6 +87,11 @@ class Plan:
     def world(self) -> int:
         """Processes, over all nodes."""
         return self.devices * self.num_nodes
+
+    @property
+    def sharded(self) -> bool:
+        """Whether weights are shared out over the processes."""
+        return self.strategy == "fsdp2" and self.world > 1
 
     @property
     def length(self) -> int:

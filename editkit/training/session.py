@@ -23,6 +23,7 @@ from editkit.training.plan import Plan
 from editkit.training.progress import Display
 from editkit.training.randomness import derive, isolated, rng_state, seed_all, set_rng_state
 from editkit.training.rundir import RunDir
+from editkit.training.sharding import Sharded, whole
 from editkit.training.share import gathered
 from editkit.training.signals import StopFlag
 from editkit.training.space import bytes_of, dispensable, gib, lacking
@@ -181,13 +182,13 @@ class Session(Callback):
         return figures
 
     def _sample(self, trainer: lightning.Trainer) -> None:
-        if not trainer.is_global_zero:
+        if not (trainer.is_global_zero or self.plan.sharded):
             return
         self.method.eval()
         with isolated(derive(self.seed, "samples")), self.method.averaged_weights(), torch.no_grad():
             images = self.method.sample_grid()
         self.method.train()
-        if images is not None:
+        if images is not None and trainer.is_global_zero:
             path = self.run.samples / f"step-{self.stepper.steps:08d}.png"
             with dispensable(path):
                 save_grid(images, path)
@@ -195,11 +196,12 @@ class Session(Callback):
     def _save(self, trainer: lightning.Trainer, *, last: bool) -> None:
         own = {"random": rng_state(), "meter": self.stepper.meter.state_dict()}
         processes = gathered(own)
+        weights, stepper = whole(self.method.trained_state()), whole(self.stepper.state_dict())
         if trainer.is_global_zero:
             about = {"config": self.config, "dataset": len(self.dataset)}
-            state = {**about, "stepper": self.stepper.state_dict(), "processes": processes}
+            state = {**about, "stepper": stepper, "processes": processes}
             try:
-                checkpoint.save(self.run.checkpoints, self.stepper.steps, self.method.trained_state(), state, keep=self.plan.keep)
+                checkpoint.save(self.run.checkpoints, self.stepper.steps, weights, state, keep=self.plan.keep)
                 with contextlib.suppress(OSError):  # a full disk has been told of where it matters
                     self.run.note_seconds(self.earlier + time.monotonic() - self.started)
             except checkpoint.CheckpointNotWritten as error:
@@ -209,11 +211,16 @@ class Session(Callback):
         self.saved_at = time.monotonic()
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Give the signals and the terminal back."""
+        """Give the method its whole weights, then the signals and the terminal back."""
+        if isinstance(trainer.strategy, Sharded):  # before the signals: Lightning's own handlers would break into the exchange
+            trainer.strategy.gather()
+        self._give_back()
+
+    def _give_back(self) -> None:
         self.flag.remove()  # before Lightning puts back those that it found itself
         if self.display is not None:
             self.display.close()
 
     def on_exception(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException) -> None:
-        """Do the same after an error."""
-        self.on_train_end(trainer, pl_module)
+        """Give signals and terminal back after an error."""
+        self._give_back()

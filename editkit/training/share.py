@@ -14,6 +14,12 @@ T = TypeVar("T")
 Rows = dict[str, dict[str, Tensor]]
 
 
+def processes() -> tuple[int, int]:
+    """Return the number of this process and how many there are; (0, 1) of one alone."""
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if together else (0, 1)
+
+
 def computed_once(dataset: Any, compute: Callable[[Tensor, list[str]], Mapping[str, Tensor]]) -> Rows:
     """Return {key: {name: row}} of all images, on every process and on the CPU.
 
@@ -21,8 +27,7 @@ def computed_once(dataset: Any, compute: Callable[[Tensor, list[str]], Mapping[s
         dataset: with a length; its items have an "image" (3, H, W) and a "key".
         compute: from images (B, 3, H, W) and their keys to {name: (B, ...)}.
     """
-    together = torch.distributed.is_initialized()
-    rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if together else (0, 1)
+    rank, world = processes()
     own = range(rank, len(dataset), world)
     kept: Rows = {}
     for first in range(0, len(own), BATCH):

@@ -11,11 +11,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from editkit.errors import UserError
 from editkit.training.ema import Ema
 from editkit.training.not_finite import Seen
 from editkit.training.plan import Plan
+from editkit.training.sharding import optimizer_like, whole
 from editkit.training.update import Update
 
 
@@ -63,6 +65,7 @@ class Stepper:
 
     def make_optimizers(self) -> list[torch.optim.Optimizer]:
         """Create optimisers, schedules and the average for the parameters where they are now; return the optimisers."""
+        self.parameters = self.method.trained_parameters()
         if self.method.optimizer is None:
             raise ValueError(f"{type(self.method).__name__} has no optimizer; set method.optimizer in its recipe")
         self.optimizers = {group: self.method.optimizer(list(named.values())) for group, named in self.parameters.items()}
@@ -110,7 +113,7 @@ class Stepper:
         gradients = [p.grad for p in parameters if p.grad is not None]
         if not gradients:
             raise ValueError(f"no gradient reached the group {group!r}")
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = total_norm(gradients)
         if not math.isfinite(norm.item()):
             raise NotFinite(self._explain(group))
         if self.plan.clip_norm is not None:
@@ -153,8 +156,14 @@ class Stepper:
         """Return a context in which the parameters hold their moving average; without one it changes nothing."""
         return self.ema.applied() if self.ema is not None else contextlib.nullcontext()
 
+    def rebind(self) -> None:
+        """Take up the method's parameters again, after whole ones have replaced those that were shared out."""
+        self.parameters = self.method.trained_parameters()
+        if self.ema is not None:
+            self.ema.parameters, self.ema.averages = self.parameters, whole(self.ema.averages)
+
     def state_dict(self) -> dict[str, Any]:
-        """Return everything but the weights: counts, optimisers, schedules, average.
+        """Return everything but the weights: counts, optimisers, schedules, average; tensors may be shared out.
 
         Raises:
             RuntimeError: gradients are waiting; ask `settled` first.
@@ -182,7 +191,7 @@ class Stepper:
         self.steps, self.images = state["steps"], state["images"]
         for group, optimizer in self.optimizers.items():
             own = [{name: value for name, value in one.items() if name != "params"} for one in optimizer.param_groups]
-            optimizer.load_state_dict(state["optimizers"][group])
+            optimizer.load_state_dict(optimizer_like(state["optimizers"][group], optimizer))
             for one, settings in zip(optimizer.param_groups, own, strict=True):
                 one.update({} if rates else settings)
         for group, scheduler in self.schedulers.items():
@@ -202,6 +211,12 @@ def _advance(scheduler: torch.optim.lr_scheduler.LRScheduler, steps: int) -> Non
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")  # the optimiser made its own before
         for _ in range(steps):
             scheduler.step()
+
+
+def total_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Return the norm of gradients, of all their shards where they are shared out."""
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 class Meter:

@@ -53,6 +53,10 @@ class UNetTuning(PipelineMethod):
         """Return the parameters of the UNet, or of its low-rank and new layers."""
         return {"unet": self.tuned_parameters()}
 
+    def shardable(self) -> Sequence[nn.Module]:
+        """Return the UNet."""
+        return (self.backbone.unet,)
+
     def prepare_training(self) -> None:
         """Make the UNet ready for training."""
         super().prepare_training()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from editkit import cli, recipe
 from editkit.training import checkpoint
@@ -100,6 +101,19 @@ def test_two_processes_train_together(name, assets, tmp_path):
     assert not first.equal(second), "each process draws its own noise"
     assert any(run.export.rglob("*.safetensors")) and run.config.is_file()
     assert said.count("wrote ") == len(list(run.export.rglob("*.safetensors")))
+
+
+@pytest.mark.slow
+def test_two_processes_share_out_the_weights_and_export_whole_ones(assets, tmp_path):
+    run, alone = RunDir(tmp_path / "run"), RunDir(tmp_path / "alone")
+    shared = ("trainer.devices=2", "trainer.strategy=fsdp2", "trainer.sample_every=2")
+    for place, changes in ((run, shared), (alone, ())):
+        code, said = finish(launch(command("instructpix2pix", assets, place.path, "trainer.images=12", *changes)))
+        assert code == 0, said
+    files, others = ({path.relative_to(place.export) for path in place.export.rglob("*.*")} for place in (run, alone))
+    assert files == others and len(list(run.samples.iterdir())) == 3
+    left, right = (load_file(place.export / "instructpix2pix.safetensors") for place in (run, alone))
+    assert {name: tensor.shape for name, tensor in left.items()} == {name: tensor.shape for name, tensor in right.items()}
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from editkit.engine.rng import batch_noise
 from editkit.engine.sample import sample
 from editkit.errors import UsageError
 from editkit.metrics.oracle import load_oracle
+from editkit.training.denoising import stratified
 from editkit.training.figures import diffusion_figures, record
 from editkit.training.folder import FolderMethod, network_arguments
 
@@ -100,10 +101,10 @@ class PixelDiffusion(FolderMethod):
     def _times(self, count: int) -> Tensor:
         """Draw times (count,), stratified over the batch."""
         focused, last = round(self.focus * count), len(self.log_sigma) - 1
-        quantile = _stratified(focused, self.device).clamp(1e-4, 1 - 1e-4)
+        quantile = stratified(focused, self.device).clamp(1e-4, 1 - 1e-4)
         mean, spread = self.focus_at
         near = torch.searchsorted(self.log_sigma, mean + spread * torch.special.ndtri(quantile))
-        anywhere = (_stratified(count - focused, self.device) * (last + 1)).long()
+        anywhere = (stratified(count - focused, self.device) * (last + 1)).long()
         return torch.cat([near, anywhere]).clamp(max=last)
 
     def _target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
@@ -179,8 +180,3 @@ def without_skips(unet: UNet2DModel, kept: Tensor) -> Iterator[None]:
 def _close(weight: nn.Parameter, first: int) -> None:
     weight.data[:, first:] = 0
     weight.register_hook(lambda gradient: torch.cat([gradient[:, :first], torch.zeros_like(gradient[:, first:])], 1))
-
-
-def _stratified(count: int, device: torch.device) -> Tensor:
-    """Return numbers in [0, 1), one in each of `count` equal parts."""
-    return (torch.rand((), device=device) + torch.arange(count, device=device) / max(count, 1)) % 1.0

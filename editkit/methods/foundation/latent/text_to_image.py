@@ -29,6 +29,7 @@ from editkit.engine.guidance import ClassifierFree
 from editkit.engine.rng import batch_noise
 from editkit.engine.sample import sample
 from editkit.metrics.scene_oracle import load_scene_oracle
+from editkit.training.denoising import stratified
 from editkit.training.figures import record
 from editkit.training.folder import FolderMethod, network_arguments
 from editkit.training.scene_figures import autoencoder_figures, prompt_figures
@@ -117,10 +118,9 @@ class LatentDiffusion(FolderMethod):
             extra: what the network sees besides, (B, C', h, w).
             objects: (B, 1, H, W), 1 = object; these weigh more.
         """
-        count = len(z)
-        places = (torch.arange(count, device=z.device) + torch.rand(count, device=z.device)) / count
-        first, last = self.times
-        t = ((first + (last - first) * places) * len(self.noise_schedule.table)).long()
+        (first, last), count = self.times, len(self.noise_schedule.table)
+        places = first + (last - first) * stratified(len(z), z.device)
+        t = (places * count).long().clamp(max=count - 1)
         eps = torch.randn_like(z)
         alpha_bar = self.noise_schedule.alpha_bar(t).to(z).view(-1, 1, 1, 1)
         x = alpha_bar.sqrt() * z + (1 - alpha_bar).sqrt() * eps
