@@ -7,6 +7,9 @@ TOYS := faces_ddpm:faces-ddpm clip:toy-clip identity:toy-identity perceptual:toy
 	scene_oracle:toy-scene-oracle scene_clip:toy-scene-clip dino:toy-dino harmony:toy-harmony
 MEASURED := faces_ddpm clip oracle scene_oracle scene_clip dino harmony latent
 VAE := runs/toy/vae/export
+ON_VAE := method.vae=$(VAE) data.encoder.path=$(VAE)
+# what an outline is called is learned from single objects, where noise still hides the outline
+SHAPES := data.inner.near=1 method.times=[0.5,1] trainer.steps=1500
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
 # brows and wrinkles are fine detail, so these shifts act further down, over 19 and 18 levels an image
@@ -58,8 +61,10 @@ toy-weights: $(INSTALLED) ## train the bundled models again, into editkit/assets
 	@for pair in $(TOYS); do name=$${pair%%:*}; asset=editkit/assets/$${pair##*:}; run=runs/toy/$$name; \
 		$(BIN)/editkit train recipe=toy/$$name -o $$run && mkdir -p $$asset && cp -r $$run/export/. $$asset/ || exit 1; done
 	$(BIN)/editkit train recipe=toy/vae -o runs/toy/vae
-	$(BIN)/editkit train recipe=toy/latent method.vae=$(VAE) data.encoder.path=$(VAE) -o runs/toy/latent
-	mkdir -p editkit/assets/toy-latent && cp -r runs/toy/latent/export/. editkit/assets/toy-latent/
+	$(BIN)/editkit train recipe=toy/latent $(ON_VAE) -o runs/toy/latent
+	$(BIN)/editkit train recipe=toy/latent $(ON_VAE) $(SHAPES) method.init_from=runs/toy/latent/export -o runs/toy/latent-shapes
+	$(BIN)/editkit train recipe=toy/latent $(ON_VAE) trainer.steps=4000 method.init_from=runs/toy/latent-shapes/export -o runs/toy/latent-all
+	mkdir -p editkit/assets/toy-latent && cp -r runs/toy/latent-all/export/. editkit/assets/toy-latent/
 	@for name in $(MEASURED); do $(BIN)/editkit task toy/$$name measure || exit 1; done
 	@mkdir -p editkit/assets/asyrp
 	@$(call edit,a smiling face,)
