@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from editkit.app.needs import Training
 from editkit.app.options import PlanOptions
 from editkit.app.savings import Saving
 from editkit.engine.gpus import Gpu
 from editkit.training.space import gib
-
-if TYPE_CHECKING:
-    from editkit.app.plan import Training
 
 
 def show(training: Training, gpu: Gpu | None, options: PlanOptions, found: Sequence[Saving]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from editkit.training.sharding import like
+from editkit.training.shards import like
 
 RAMP = 0.05  # the half-life is at most this share of the images seen so far, so that early weights are forgotten
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from editkit.backbones.base import Backbone
 from editkit.training.artefact import Artefact
 from editkit.training.editor import Editor
-from editkit.training.sharding import like
+from editkit.training.shards import like
 from editkit.training.update import Update
 
 if TYPE_CHECKING:

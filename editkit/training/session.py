@@ -23,7 +23,8 @@ from editkit.training.plan import Plan
 from editkit.training.progress import Display
 from editkit.training.randomness import derive, isolated, rng_state, seed_all, set_rng_state
 from editkit.training.rundir import RunDir
-from editkit.training.sharding import Sharded, whole
+from editkit.training.sharding import Sharded
+from editkit.training.shards import whole
 from editkit.training.share import gathered
 from editkit.training.signals import StopFlag
 from editkit.training.space import bytes_of, dispensable, gib, lacking

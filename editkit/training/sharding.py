@@ -7,17 +7,16 @@ its rows; a layer's weights are brought together for as long as it computes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from editkit.errors import UsageError
+from editkit.training.shards import whole
 
 if TYPE_CHECKING:
     from editkit.training.method import Method
@@ -81,33 +80,3 @@ def without_weights(network: Network) -> Network:
     """Return a copy whose parameters are on the meta device."""
     memo = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad) for p in network.parameters()}
     return copy.deepcopy(network, memo)
-
-
-def whole(tree: Any) -> Any:
-    """Return nested state with its sharded tensors gathered, on the CPU; all processes must ask for it together."""
-    if isinstance(tree, DTensor):
-        return tree.detach().full_tensor().cpu()
-    if isinstance(tree, Mapping):
-        return {key: whole(value) for key, value in tree.items()}
-    return type(tree)(map(whole, tree)) if type(tree) in (list, tuple) else tree
-
-
-def like(tensor: Tensor, other: Tensor) -> Tensor:
-    """Return a whole tensor shared out as another is, if that is shared out."""
-    if not isinstance(other, DTensor):
-        return tensor
-    return distribute_tensor(tensor, other.device_mesh, other.placements, src_data_rank=None)
-
-
-def optimizer_like(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return a whole `state_dict` of an optimiser with what it holds of each parameter shared out as that parameter is."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    held = {
-        index: {name: like(v, parameters[index]) if _is_of(v, parameters[index]) else v for name, v in values.items()}
-        for index, values in state["state"].items()
-    }
-    return {**state, "state": held}
-
-
-def _is_of(value: Any, parameter: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.shape == parameter.shape

@@ -17,7 +17,7 @@ from editkit.errors import UserError
 from editkit.training.ema import Ema
 from editkit.training.not_finite import Seen
 from editkit.training.plan import Plan
-from editkit.training.sharding import optimizer_like, whole
+from editkit.training.shards import optimizer_like, whole
 from editkit.training.update import Update
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from editkit.app.questions.face_cases import FaceCases
 from editkit.app.questions.figures import CLIP_DIRECTION, PIXELS, SCORE, Figure, Scores, pixel_figures
 from editkit.metrics import clip as clip_metric
 from editkit.metrics.edits import judge
@@ -16,9 +17,6 @@ from editkit.metrics.frechet import frechet
 from editkit.metrics.identity import similarity
 from editkit.metrics.images import perceptual
 from editkit.metrics.oracle import Oracle
-
-if TYPE_CHECKING:
-    from editkit.app.questions.faces import FaceCases
 
 BATCH = 64
 
