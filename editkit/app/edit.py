@@ -41,8 +41,7 @@ def edit_images(options: EditOptions) -> int:
     cfg, planned = _planned(options)
     if planned.folder is not None:
         return _edit_folder(options, cfg, planned, planned.folder)
-    job = planned.jobs[0]  # a bad picture costs no loading of models
-    subject(job.key, job.image, job.files, job.texts, (64, 64), how=options.fit)
+    job = planned.jobs[0]
     with Progress(total=1) as progress:
         editing = _loaded(options, cfg, planned)
         editing.begin(progress.note)
@@ -105,6 +104,9 @@ def _planned(options: EditOptions) -> tuple[DictConfig, Plan]:
         planned = planned.share(options.shard)
     if planned.folder is None and options.jobs > 1:
         raise UsageError(f"--jobs {options.jobs} share out a folder, but --image is one picture")
+    if planned.folder is None:
+        job = planned.jobs[0]  # a bad picture costs no loading of models, and leaves no folder
+        subject(job.key, job.image, job.files, job.texts, (64, 64), how=options.fit)
     _check_outputs(planned, options)
     return cfg, planned
 

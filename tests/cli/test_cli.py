@@ -184,14 +184,14 @@ class Typed:
     ("words", "incomplete", "expected"),
     [
         ([], "backbone.p", ["backbone.path="]),
-        ([], "trainer.st", ["trainer.steps="]),
+        ([], "trainer.ste", ["trainer.steps="]),
         ([], "trainer=c", ["trainer=cpu"]),
         (["trainer", "="], "c", ["cpu"]),  # bash ends words at =
         (["seed", "=", "3", "trainer", "="], "g", ["gpu"]),
         (["seed=3"], "trainer.ke", ["trainer.keep="]),
         ([], "nothing.li", []),
         ([], "seed=", []),
-        (["recipe=none-of-these"], "trainer.st", []),
+        (["recipe=none-of-these"], "trainer.ste", []),
     ],
 )
 def test_completion(words, incomplete, expected):
