@@ -19,7 +19,7 @@ from editkit.app.options import EditOptions
 from editkit.app.pace import Pace, pace
 from editkit.app.processes import spread
 from editkit.app.progress import Progress, remark
-from editkit.app.stages import Editing, outputs, settled
+from editkit.app.stages import Editing, Settled, outputs, settled
 from editkit.app.worklist import Plan, plan
 from editkit.data.files import check_replaceable, check_writable
 from editkit.engine.gpus import peak_of
@@ -62,8 +62,8 @@ def _edit_folder(options: EditOptions, cfg: DictConfig, planned: Plan, folder: P
             progress.note(editing.pace.line(time.monotonic() - began))
         else:
             found = spread(_settled_share, shares(options), tick=progress.advance)
-            progress.note(pace(count, time.monotonic() - began))
-    failed = {key: reason for share in found for key, reason in share if reason is not None}
+            progress.note(pace(sum(one.anew for share in found for one in share), time.monotonic() - began))
+    failed = {one.key: one.reason for share in found for one in share if one.reason is not None}
     progress.summary(folder, done=count - len(failed), failed=failed, listed=listed)
     return 1 if failed else 0
 
@@ -86,7 +86,7 @@ def shares(options: EditOptions) -> list[tuple[EditOptions, bool]]:
     ]
 
 
-def _settled_share(options: EditOptions, first: bool) -> Iterator[tuple[str, str | None]]:
+def _settled_share(options: EditOptions, first: bool) -> Iterator[Settled]:
     """Edit a share of a folder in a process of its own; only the first says what holds for all."""
     cfg, planned = _planned(options)
     assert planned.folder is not None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from editkit.engine.count import Flops
+from editkit.training.progress import arithmetic
 
 Sample = TypeVar("Sample")
 Result = TypeVar("Result")
@@ -57,15 +58,16 @@ class Pace:
         """Return all that in a few words, for a folder that took so many seconds; "" if nothing was worked on."""
         if not self.images:
             return ""
-        words = [pace(self.images, seconds), f"{self.working / seconds:.0%} of the time computing"]
-        if self.flops:
-            rate = self.flops * self.images / self.working
-            of_peak = f" ({rate / self.peak:.0%} of the peak)" if self.peak else ""
-            words.append(f"at {rate / 1e12:.3g} TFLOP/s{of_peak}" if rate >= 1e12 else f"at {rate / 1e9:.3g} GFLOP/s{of_peak}")
-        return ", ".join(words[:2]) + "".join(f" {word}" for word in words[2:])
+        words = f"{pace(self.images, seconds)}, {self.working / seconds:.0%} of the time computing"
+        if not self.flops:
+            return words
+        rate = self.flops * self.images / self.working
+        return f"{words} at {arithmetic(rate, rate / self.peak if self.peak else None)}"
 
 
 def pace(images: int, seconds: float) -> str:
-    """Return "12 images in 3 s, 4/s" or, where one takes longer, "... s each"."""
+    """Return "12 images in 3 s, 4/s" or, where one takes longer, "... s each"; "" for none."""
+    if not images:
+        return ""
     rate = f"{images / seconds:.1f}/s" if images >= seconds else f"{seconds / images:.1f} s each"
     return f"{images} image{'s' if images > 1 else ''} in {seconds:.0f} s, {rate}"

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -161,8 +161,21 @@ def strip(subject: Subject, edited: Sequence[Edited]) -> Image.Image:
     return to_pil(torch.cat([torch.cat(row, dim=2) for row in rows], dim=1))
 
 
-def settled(editing: Editing, planned: Plan, folder: Path) -> Iterator[tuple[str, str | None]]:
-    """Edit what a folder of results does not hold yet; yield each picture's key and what was wrong with it, None for nothing.
+class Settled(NamedTuple):
+    """A picture of a folder that needs nothing more.
+
+    Attributes:
+        reason: what was wrong with it; None for nothing.
+        anew: it was edited now; otherwise its results were there.
+    """
+
+    key: str
+    reason: str | None = None
+    anew: bool = True
+
+
+def settled(editing: Editing, planned: Plan, folder: Path) -> Iterator[Settled]:
+    """Edit what a folder of results does not hold yet; yield each picture once nothing is left to do for it.
 
     Raises:
         UserError: what fails all pictures alike: wrong settings, a full disk.
@@ -170,11 +183,11 @@ def settled(editing: Editing, planned: Plan, folder: Path) -> Iterator[tuple[str
     editing.manifest = manifest = Manifest(folder, editing.options.shard)
     for key, reason in planned.broken.items():
         manifest.fail(key, reason)
-        yield key, reason
+        yield Settled(key, reason, anew=False)
     left: list[Job] = []
     for job in planned.jobs:
         if editing.done(job):
-            yield job.key, None
+            yield Settled(job.key, anew=False)
         else:
             left.append(job)
     work = editing.pace.timed(editing.work, count=not editing.loaded.compiled)
@@ -186,7 +199,7 @@ def settled(editing: Editing, planned: Plan, folder: Path) -> Iterator[tuple[str
         if error is not None:
             reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             manifest.fail(job.key, reason)
-        yield job.key, reason
+        yield Settled(job.key, reason)
 
 
 def _disk_fails(error: Exception | None) -> bool:

@@ -72,12 +72,16 @@ def brief(figures: Mapping[str, float]) -> str:
     if "images_per_s" in figures:
         shown.append(f"{figures['images_per_s']:.4g} images/s")
     if "tflop_per_s" in figures:
-        rate = figures["tflop_per_s"]
-        of_peak = f" ({figures['of_peak']:.0%} of the peak)" if "of_peak" in figures else ""
-        shown.append(f"{rate:.3g} TFLOP/s{of_peak}" if rate >= 1 else f"{1000 * rate:.3g} GFLOP/s{of_peak}")
+        shown.append(arithmetic(1e12 * figures["tflop_per_s"], figures.get("of_peak")))
     if figures.get("data_wait", 0) >= WAITING:
         shown.append(f"waiting for data {figures['data_wait']:.0%} of the time: raise trainer.num_workers")
     return " ".join(shown)
+
+
+def arithmetic(rate: float, of_peak: float | None = None) -> str:
+    """Return floating-point operations a second, and which share of the peak that is if it is known."""
+    share = f" ({of_peak:.0%} of the peak)" if of_peak is not None else ""
+    return f"{rate / 1e12:.3g} TFLOP/s{share}" if rate >= 1e12 else f"{rate / 1e9:.3g} GFLOP/s{share}"
 
 
 def clock(seconds: float) -> str:

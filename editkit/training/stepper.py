@@ -70,7 +70,13 @@ class Stepper:
             raise ValueError(f"{type(self.method).__name__} has no optimizer; set method.optimizer in its recipe")
         self.optimizers = {group: self.method.optimizer(list(named.values())) for group, named in self.parameters.items()}
         if self.method.scheduler is not None:
-            self.schedulers = {group: self.method.scheduler(optimizer) for group, optimizer in self.optimizers.items()}
+            try:
+                self.schedulers = {group: self.method.scheduler(optimizer) for group, optimizer in self.optimizers.items()}
+            except ZeroDivisionError as error:  # what a warm-up of torch's OneCycleLR comes to that is shorter than two steps
+                raise UserError(
+                    f"the schedule of the learning rate does not fit into {self.plan.length} {self.plan.unit}: train longer "
+                    "(trainer.steps), or warm up for a larger share (method.scheduler.pct_start=0.2)"
+                ) from error
         if self.plan.ema is not None:
             self.ema = Ema(self.parameters, self.plan.ema, self.plan.ema_device)
         return list(self.optimizers.values())

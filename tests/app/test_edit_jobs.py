@@ -52,6 +52,8 @@ def test_two_processes_make_the_pictures_of_one(model, tmp_path, capsys):
     assert sum(line.startswith("failed: bad.png") for line in said) == 2, "once for each of the two commands"
     assert next(line for line in said if " images in " in line).endswith("FLOP/s")
     assert listed(two) == Counter(f"{index:03d}.png" for index in range(21))
+    edit_images(typed(source, two, model, jobs=2))
+    assert " images in " not in capsys.readouterr().err, "what was there is not counted as edited"
     for index in range(21):
         left, right = (pixels(out / f"{index:03d}.png").astype(int) for out in (one, two))
         assert abs(left - right).max() <= 1

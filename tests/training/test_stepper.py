@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from editkit.errors import UserError
 from editkit.training.ema import Ema
 from editkit.training.method import Method, Update
 from editkit.training.stepper import Meter, NotFinite
@@ -149,6 +150,12 @@ def test_the_schedule_advances_with_optimiser_steps_not_batches():
     for _ in range(8):
         stepper.run(batch(0.1))
     assert stepper.optimizers["line"].param_groups[0]["lr"] == pytest.approx(0.1 * 0.25)
+
+
+def test_a_warm_up_that_does_not_fit_is_one_line():
+    short = functools.partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=20, pct_start=0.05)
+    with pytest.raises(UserError, match=r"does not fit into 20 steps.*method\.scheduler\.pct_start"):
+        start(Line(optimizer=functools.partial(torch.optim.Adam, lr=0.1), scheduler=short), steps=20)
 
 
 def test_losses_without_gradient_are_reported_as_such():
