@@ -89,17 +89,19 @@ class EncodedDataset(Dataset[dict[str, Any]]):
         finds done when it comes to it.
 
         Args:
-            device: where to encode; None leaves the encoder where it is.
+            device: where to encode; the encoder waits on the processor afterwards. None leaves it where it is.
             tell: (number of items that are done), after each batch.
         """
-        if device is not None:
-            self.encoder.to(device)
         starts = list(range(0, len(self), BLOCK))
+        if device is not None and not all(_texts(self.home, start).exists() for start in starts):
+            self.encoder.to(device)
         first = int.from_bytes(os.urandom(4), "big") % max(len(starts), 1)
         for start in starts[first:] + starts[:first]:
             if not _texts(self.home, start).exists():
                 log.info("encoding items %d to %d of %d into %s", start, start + BLOCK, len(self), self.home)
                 self._write(range(start, min(start + BLOCK, len(self))), tell)
+        if device is not None:
+            self.encoder.to(torch.device("cpu"))  # the training needs the device's memory
         self.opened = [self._read(start) for start in starts]
 
     def _read(self, start: int) -> Block:

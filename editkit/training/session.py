@@ -85,9 +85,8 @@ class Session(Callback):
         if prepare is None:
             return
         if trainer.is_global_zero:
-            display = Display("preparing the data", total=len(self.dataset), unit="images")
-            prepare(self.method.device, lambda done: display.show(done, {}))
-            display.close()
+            with contextlib.closing(Display("preparing the data", total=len(self.dataset), unit="images")) as display:
+                prepare(self.method.device, lambda done: display.show(done, {}))
         else:
             prepare(self.method.device)
         trainer.strategy.barrier()

@@ -19,7 +19,7 @@ class Encoder:
     """Halves pictures; counts what it encodes."""
 
     def __init__(self, name: str = "a") -> None:
-        self.name, self.seen = name, 0
+        self.name, self.seen, self.devices = name, 0, []
 
     def posterior(self, images):
         self.seen += len(images)
@@ -30,7 +30,7 @@ class Encoder:
         return self.name
 
     def to(self, device):
-        self.device = device
+        self.devices.append(device.type)
 
 
 def encoded(folder: Path, encoder: Encoder, inner: Dataset | None = None) -> EncodedDataset:
@@ -155,11 +155,13 @@ def test_processes_at_once_share_the_blocks(tmp_path, monkeypatch, first):
         torch.testing.assert_close(whole[k]["image_posterior"][0], inner[k]["image"][..., ::2, ::2], atol=1e-3, rtol=1e-3)
 
 
-def test_the_encoder_is_put_on_the_device_and_progress_is_told(tmp_path, monkeypatch):
+def test_the_encoder_is_on_the_device_while_it_is_needed_and_progress_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(data_encoded, "BATCH", 2)
-    encoder, told = Encoder(), []
-    EncodedDataset(CaptionedDataset("train", 6, 16), encoder, ("image",), tmp_path).prepare(torch.device("cpu"), told.append)
-    assert encoder.device == torch.device("cpu") and told == [2, 4, 6]
+    encoder, told, inner = Encoder(), [], CaptionedDataset("train", 6, 16)
+    EncodedDataset(inner, encoder, ("image",), tmp_path).prepare(torch.device("meta"), told.append)
+    assert encoder.devices == ["meta", "cpu"] and told == [2, 4, 6]
+    EncodedDataset(inner, encoder, ("image",), tmp_path).prepare(torch.device("meta"), told.append)
+    assert encoder.devices == ["meta", "cpu", "cpu"] and told == [2, 4, 6], "nothing was left to do"
 
 
 def test_a_full_disk_is_said_so(tmp_path, monkeypatch):
