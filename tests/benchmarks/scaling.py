@@ -64,7 +64,7 @@ def training(words: Sequence[str], steps: int, processes: int, folder: Path) -> 
 
 def editing(processes: int, images: int, folder: Path) -> float:
     """Return the images a second of a folder, without the start of the processes."""
-    faces, few = folder / "faces", folder / "few"
+    faces, few = folder / "faces", folder / f"few-{processes}"
     for path, count in ((faces, images), (few, processes)):
         if not path.exists():
             command("data", "render", "-o", str(path), "--split", "test", "-n", str(count), processes=1)
@@ -99,6 +99,7 @@ def table(options: argparse.Namespace) -> str:
         for title, (each, words) in TRAININGS.items():
             (one, waited), (two, waited_two) = (training(words, each * options.batches, count, folder) for count in (1, 2))
             lines.append(f"| {title} | {one:.1f} | {two:.1f} | **{two / one:.2f}** | {waited:.1%}, {waited_two:.1%} |")
+            print(lines[-1], flush=True)
         one, two = (editing(count, options.images, folder) for count in (1, 2))
         lines.append(f"| editing a folder (`--jobs`) | {one:.1f} | {two:.1f} | **{two / one:.2f}** | |")
     what = f"{options.batches} batches, a folder of {options.images} faces; each process on a core of its own with one thread"
