@@ -86,6 +86,8 @@ def _length(training: Training) -> str:
     images = training.batches * plan.batch_size
     flops = batch.flops * plan.world * plan.accumulate / batch.updates
     text = f"length: {steps:,.0f} steps, {images:,.0f} images; {count(flops)}FLOP a step, {count(training.flops or 0)}FLOP in all"
+    if plan.rate_factor != 1:
+        text += f"\n  learning rates are the recipe's x {plan.rate_factor:.3g} (trainer.lr_batch={plan.lr_batch})"
     if not batch.sources:
         return text
     each = count(batch.sources * plan.world / plan.batch_size)

@@ -19,6 +19,8 @@ class Plan:
         images: length in images seen.
         batch_size: images of a batch, shared out over all devices.
         accumulate: updates of a group whose mean gradient makes one optimiser step.
+        lr_batch: images of an optimiser step for which the recipe's learning rates were chosen; None leaves the rates alone.
+        lr_rule: how rates grow with the images of a step beyond that, "sqrt" or "linear".
         clip_norm: largest norm of a group's gradient.
         precision: 32 or "bf16" (autocast).
         ema: below 1 a decay per step, from 1 upwards a half-life in images; None for no average.
@@ -41,6 +43,8 @@ class Plan:
     images: int | None = None
     batch_size: int = 8
     accumulate: int = 1
+    lr_batch: int | None = None
+    lr_rule: str = "sqrt"
     clip_norm: float | None = None
     precision: int | str = 32
     ema: float | None = None
@@ -61,6 +65,9 @@ class Plan:
             _at_least(key, getattr(self, key), least)
         for key in ("save_every_s", "sample_every", "num_workers"):
             _at_least(key, getattr(self, key), 0)
+        _at_least("lr_batch", 1 if self.lr_batch is None else self.lr_batch, 1)
+        if self.lr_rule not in ("sqrt", "linear"):
+            raise UsageError(f"trainer.lr_rule={self.lr_rule} is unknown; give sqrt or linear")
         if self.images is None and self.steps is None:
             raise UsageError("training has no length; give trainer.steps=1000 or trainer.images=100000")
         _at_least("steps" if self.images is None else "images", self.length, 1)
@@ -87,6 +94,15 @@ class Plan:
     def world(self) -> int:
         """Processes, over all nodes."""
         return self.devices * self.num_nodes
+
+    @property
+    def rate_factor(self) -> float:
+        """What the recipe's learning rates are multiplied by.
+
+        With the square root of the batch for Adam and its kin (Malladi et al. 2022), with the batch for SGD (Goyal et al. 2017).
+        """
+        ratio = 1.0 if self.lr_batch is None else self.batch_size * self.accumulate / self.lr_batch
+        return ratio if self.lr_rule == "linear" else ratio**0.5
 
     @property
     def sharded(self) -> bool:

@@ -77,6 +77,8 @@ class Stepper:
                     f"the schedule of the learning rate does not fit into {self.plan.length} {self.plan.unit}: train longer "
                     "(trainer.steps), or warm up for a larger share (method.scheduler.pct_start=0.2)"
                 ) from error
+        for group, optimizer in self.optimizers.items():
+            _scale_rates(optimizer, self.schedulers.get(group), self.plan.rate_factor)
         if self.plan.ema is not None:
             self.ema = Ema(self.parameters, self.plan.ema, self.plan.ema_device)
         return list(self.optimizers.values())
@@ -210,6 +212,14 @@ class Stepper:
             self.ema = Ema(self.parameters, self.plan.ema, self.plan.ema_device)
             if state["ema"] is not None:
                 self.ema.load_state_dict(state["ema"])
+
+
+def _scale_rates(optimizer: torch.optim.Optimizer, scheduler: torch.optim.lr_scheduler.LRScheduler | None, factor: float) -> None:
+    """Multiply an optimiser's rates, and those between which its schedule moves; what a schedule has as a floor stays."""
+    for one in optimizer.param_groups:
+        one.update({name: factor * one[name] for name in ("lr", "initial_lr", "max_lr", "min_lr") if name in one})
+    if scheduler is not None and hasattr(scheduler, "base_lrs"):
+        scheduler.base_lrs = [factor * rate for rate in scheduler.base_lrs]
 
 
 def _advance(scheduler: torch.optim.lr_scheduler.LRScheduler, steps: int) -> None:

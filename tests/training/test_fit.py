@@ -241,6 +241,8 @@ def test_bf16_trains(tmp_path):
         ({"accelerator": "tpu"}, "auto, cpu, gpu"),
         ({"ema": -1.0}, r"trainer\.ema=-1\.0"),
         ({"clip_norm": 0.0}, r"trainer\.clip_norm=0\.0"),
+        ({"lr_batch": 0}, r"trainer\.lr_batch=0 is too small"),
+        ({"lr_rule": "cubic"}, "sqrt or linear"),
     ],
 )
 def test_a_wrong_trainer_value_is_named(wrong, message):

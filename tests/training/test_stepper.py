@@ -254,3 +254,35 @@ def test_meter_means_per_sample_and_scalar_values():
     meter.add({"a": torch.tensor([1.0, 3.0]), "lr": 0.5})
     meter.add({"a": torch.tensor(4.0)})
     assert meter.take() == {"a": 3.0, "lr": 0.5} and meter.take() == {}
+
+
+def rates(factor_of, scheduler, steps=6, **plan):
+    """Return the learning rates of the first steps."""
+    method = Copy(scheduler=scheduler)
+    stepper = start(method, steps=steps, **plan)
+    seen = []
+    for _ in range(steps):
+        seen.append(stepper.optimizers["net"].param_groups[0]["lr"] / factor_of)
+        for _ in range(plan.get("accumulate", 1)):
+            stepper.run(method.dummy_batch())
+    return seen
+
+
+SCHEDULES = {
+    "none": None,
+    "one cycle": functools.partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.01, total_steps=12, pct_start=0.3),
+    "cosine": functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=6),
+    "growing": functools.partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=lambda step: 1.2**step),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize(("rule", "factor"), [("sqrt", 2.0), ("linear", 4.0)])
+def test_rates_grow_with_the_images_of_a_step_under_every_schedule(name, rule, factor):
+    own = rates(1.0, SCHEDULES[name], batch_size=2)
+    grown = rates(factor, SCHEDULES[name], batch_size=4, accumulate=2, lr_batch=2, lr_rule=rule)
+    assert grown == pytest.approx(own) and own[0] > 0
+
+
+def test_rates_stay_as_they_are_unless_a_batch_is_named_for_them():
+    assert rates(1.0, SCHEDULES["cosine"], batch_size=64) == rates(1.0, SCHEDULES["cosine"], batch_size=2)
