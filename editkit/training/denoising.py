@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from editkit.backbones.attention import trained_on_cpu
 from editkit.backbones.base import Backbone
 from editkit.backbones.latent import LatentBackbone
+from editkit.errors import UsageError
 from editkit.training.share import processes
 from editkit.types import Condition, Prediction
 
@@ -44,21 +45,45 @@ def stratified(count: int, device: torch.device) -> Tensor:
     return (rank * count + torch.arange(count, device=device) + torch.rand(count, device=device)) / (world * count)
 
 
-def denoising_error(backbone: Backbone, x0: Tensor, cond: Condition | None) -> Tensor:
-    """Return the mean squared error (B,) of a network's output, eps or v, at a random time for each sample.
+def drawn_times(count: int, steps: int, device: torch.device, within: Sequence[float] = (0.0, 1.0)) -> Tensor:
+    """Return `stratified` times (count,) of 0 to steps - 1, uniform between two shares of the noise scale, 1 = pure noise."""
+    first, last = within
+    return ((first + (last - first) * stratified(count, device)) * steps).long().clamp(max=steps - 1)
 
-    Times are uniform and `stratified`.
+
+def denoising_error(
+    backbone: Backbone,
+    x0: Tensor,
+    cond: Condition | None,
+    *,
+    times: Sequence[float] = (0.0, 1.0),
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Return the mean squared error (B,) of a network's output, eps or v, at a random time for each sample.
 
     Args:
         backbone: the network, as it is being trained.
         x0: what is diffused, (B, C, h, w), scaled.
         cond: conditions of the samples.
+        times: shares of the noise scale between which times are drawn, see `drawn_times`.
+        weight: what each place counts, (B, 1, h, w); None: all the same.
     """
-    steps = len(backbone.schedule)
-    t = (stratified(len(x0), x0.device) * steps).long().clamp(max=steps - 1)
+    t = drawn_times(len(x0), len(backbone.schedule), x0.device, times)
     noise = torch.randn_like(x0)
     with trained_on_cpu(backbone):
         guess = backbone(backbone.schedule.add_noise(x0, t, noise), t, cond)
     kind = backbone.parameterization
     output, target = (backbone.schedule.output(pred, t, kind) for pred in (guess, Prediction(x0, noise)))
-    return (output - target).square().mean((1, 2, 3))
+    error = (output - target).square()
+    return (error if weight is None else error * weight).mean((1, 2, 3))
+
+
+def check_times(times: Sequence[float]) -> tuple[float, float]:
+    """Return method.times as it is.
+
+    Raises:
+        UsageError: not two shares in order.
+    """
+    if len(times) != 2 or not 0 <= times[0] < times[1] <= 1:
+        raise UsageError(f"method.times={list(times)} is out of range; give two shares of the noise scale, such as [0.3,1]")
+    return times[0], times[1]

@@ -62,7 +62,7 @@ def test_the_source_is_the_unscaled_mean_in_training_and_editing_alike():
 
 def test_the_target_is_a_scaled_draw(monkeypatch):
     made, seen = method(), []
-    monkeypatch.setattr(module, "denoising_error", lambda backbone, x0, cond: seen.append(x0) or x0.mean((1, 2, 3)))
+    monkeypatch.setattr(module, "denoising_error", lambda backbone, x0, cond, **how: seen.append(x0) or x0.mean((1, 2, 3)))
     wide = torch.zeros(2, 2, 4, 16, 16)  # mean 0, variance 1
     for _ in range(2):
         made.loss(batch(image_posterior=wide, target_posterior=wide))
@@ -119,6 +119,41 @@ def test_times_cover_the_whole_schedule(monkeypatch):
     assert seen.min() < 10 and seen.max() > 989 and abs(float(seen.float().mean()) - 499.5) < 10
     first = torch.stack(times)[:, 0]
     assert first.max() < 250, "one time in each part"
+
+
+def test_times_stay_within_the_shares_that_are_asked_for(monkeypatch):
+    backbone, times = tiny.backbone(), []
+    monkeypatch.setattr(type(backbone), "forward", lambda self, x, t, cond: times.append(t) or Prediction(x, x))
+    for _ in range(100):
+        denoising.denoising_error(backbone, torch.zeros(4, 4, 2, 2), None, times=(0.3, 0.8))
+    seen = torch.cat(times)
+    assert 300 <= seen.min() < 305 and 795 < seen.max() < 800
+    for wrong in ((0.8, 0.3), (0.0, 1.5), (0.5,)):
+        with pytest.raises(UsageError, match=r"method\.times=.* two shares"):
+            method(times=wrong)
+
+
+def test_places_that_the_edit_changes_count_more_when_asked(monkeypatch):
+    """Easy wrong versions: weighing the draw's own noise, or what stays."""
+    kept = torch.zeros(2, 2, 4, 16, 16)  # mean 0, variance 1: draws differ everywhere
+    edited = kept.clone()
+    edited[:, 0, :, 4:8, 4:8], edited[:, 0, :, 12, 12] = 2.0, 1.0
+    seen = []
+    monkeypatch.setattr(module, "denoising_error", lambda *args, weight, **how: seen.append(weight) or torch.zeros(2))
+    for share in (0.0, 3.0):
+        method(changed=share).loss(batch(image_posterior=kept, target_posterior=edited))
+    assert seen[0] is None and seen[1].shape == (2, 1, 16, 16)
+    assert seen[1][:, :, 4:8, 4:8].eq(4.0).all() and seen[1][:, :, 12, 12].eq(2.5).all() and seen[1][:, :, 0].eq(1.0).all()
+    method(changed=3.0).loss(batch(image_posterior=kept, target_posterior=kept))
+    assert seen[2].eq(1.0).all(), "nothing changes: nothing stands out"
+
+
+def test_a_weighted_error_is_that_of_each_place_times_its_weight():
+    schedule, x0 = tiny.backbone().schedule, torch.randn(8, 4, 8, 8)
+    weight = torch.zeros(8, 1, 8, 8)
+    weight[:, :, :4] = 3.0
+    error = denoising_error(Knowing(x0, "eps", schedule, shift=0.5), x0, None, weight=weight)
+    assert torch.allclose(error, torch.full((8,), 0.375), atol=1e-3)
 
 
 def test_it_starts_as_the_model_it_came_from_whatever_the_image():

@@ -11,6 +11,7 @@ from editkit.backbones.exemplar_folder import save_exemplar
 from editkit.backbones.inpainting import exemplar_channels, inpainting_channels
 from editkit.errors import UsageError, UserError
 from editkit.methods.self_supervised.pbe import editor as editing
+from editkit.methods.self_supervised.pbe import method as training
 from editkit.types import Condition
 from tests.backbones import tiny_latent as tiny
 from tests.methods import pbe_parts as parts
@@ -153,6 +154,18 @@ def test_the_error_is_that_of_the_whole_picture(tower, monkeypatch):
     monkeypatch.setattr(made.backbone.unet, "forward", wrong_outside)
     kept = exemplar_channels(made.backbone, batch["image"], batch["mask"])[:, 4:].square().mean()
     assert error() - right > 50 * kept
+
+
+def test_the_hole_counts_more_when_asked(tower, monkeypatch):
+    """The easy mistake is the polarity: this network's own mask is 1 where to keep."""
+    seen = []
+    monkeypatch.setattr(training, "denoising_error", lambda *args, weight, **how: seen.append(weight) or torch.zeros(2))
+    for share in (0.0, 3.0):
+        made = parts.method(tower, inside=share)
+        batch = made.dummy_batch()
+        made.loss(batch)
+    hole = F.adaptive_avg_pool2d(batch["mask"], seen[1].shape[2:])
+    assert seen[0] is None and torch.equal(seen[1], 1 + 3 * hole) and 0 < hole.mean() < 0.5
 
 
 def test_training_lowers_the_error(tower):

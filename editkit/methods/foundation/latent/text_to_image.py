@@ -29,7 +29,7 @@ from editkit.engine.guidance import ClassifierFree
 from editkit.engine.rng import batch_noise
 from editkit.engine.sample import sample
 from editkit.metrics.scene_oracle import load_scene_oracle
-from editkit.training.denoising import stratified
+from editkit.training.denoising import check_times, drawn_times
 from editkit.training.figures import record
 from editkit.training.folder import FolderMethod, network_arguments
 from editkit.training.scene_figures import autoencoder_figures, prompt_figures
@@ -81,7 +81,7 @@ class LatentDiffusion(FolderMethod):
     ):
         super().__init__(optimizer=optimizer, scheduler=scheduler)
         self.terms, self.dropped_texts, self.foreground = dict(terms), dropped_texts, foreground
-        self.times = tuple(times)
+        self.times = check_times(times)
         self.scale, self.sample_steps, self.weights = scale, sample_steps, weights
         self.vae = load_autoencoder(vae).vae
         start = None if init_from is None else load_latent(init_from)
@@ -118,9 +118,7 @@ class LatentDiffusion(FolderMethod):
             extra: what the network sees besides, (B, C', h, w).
             objects: (B, 1, H, W), 1 = object; these weigh more.
         """
-        (first, last), count = self.times, len(self.noise_schedule.table)
-        places = first + (last - first) * stratified(len(z), z.device)
-        t = (places * count).long().clamp(max=count - 1)
+        t = drawn_times(len(z), len(self.noise_schedule.table), z.device, self.times)
         eps = torch.randn_like(z)
         alpha_bar = self.noise_schedule.alpha_bar(t).to(z).view(-1, 1, 1, 1)
         x = alpha_bar.sqrt() * z + (1 - alpha_bar).sqrt() * eps

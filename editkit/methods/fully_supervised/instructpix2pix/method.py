@@ -15,7 +15,7 @@ from editkit.data.items import check_holds
 from editkit.engine.solvers import solver_named
 from editkit.errors import UsageError
 from editkit.methods.fully_supervised.instructpix2pix.pairs import PairMaker
-from editkit.training.denoising import denoising_error, drop_conditions, posteriors
+from editkit.training.denoising import check_times, denoising_error, drop_conditions, posteriors
 from editkit.training.editor import images_of
 from editkit.training.instructed import InstructedEditor
 from editkit.training.method import Artefact, OptimizerFactory, SchedulerFactory
@@ -38,6 +38,8 @@ class InstructPix2Pix(UNetTuning):
             without trained parts too, and is trained on.
         steps, text_scale, image_scale, solver, negative, rescale: of an edit, see `InstructedEditor`.
         dropped: share of the samples without their text, without their image, and without both, a share each.
+        changed: what the places that an edit changes weigh besides, for where edits are small; 0 in the paper.
+        times: shares of the noise scale between which times are drawn; all of it in the paper.
         checkpointing, lora: see `UNetTuning`.
         pairs: makes training pairs, for the task `pairs`.
 
@@ -56,6 +58,8 @@ class InstructPix2Pix(UNetTuning):
         negative: str = "",
         rescale: float = 0.0,
         dropped: float = 0.05,
+        changed: float = 0.0,
+        times: Sequence[float] = (0.0, 1.0),
         checkpointing: bool = False,
         lora: Mapping[str, Any] | None = None,
         pairs: PairMaker | None = None,
@@ -70,6 +74,7 @@ class InstructPix2Pix(UNetTuning):
         training: dict[str, Any] = {"checkpointing": checkpointing, "lora": lora, "optimizer": optimizer, "scheduler": scheduler}
         super().__init__(latent, solver=solver, **training)
         self.dropped, self.pairs, self._ready = dropped, pairs, ready
+        self.changed, self.times = changed, check_times(times)
         self.new_layers = () if ready else ("conv_in.",)
         self.sampling: dict[str, Any] = {"steps": steps, "text_scale": text_scale, "image_scale": image_scale}
         self.sampling |= {"solver": solver, "negative": negative, "rescale": rescale}
@@ -85,8 +90,10 @@ class InstructPix2Pix(UNetTuning):
 
     def loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the error of the network's output per sample, (B,)."""
-        target = drawn(posteriors(self.backbone, batch, "target")) * self.backbone.vae.config.scaling_factor
-        return {"denoise": denoising_error(self.backbone, target, self.condition(batch))}
+        both = [posteriors(self.backbone, batch, name) for name in ("image", "target")]
+        target = drawn(both[1]) * self.backbone.vae.config.scaling_factor
+        weight = 1 + self.changed * changed(*(each[:, 0] for each in both)) if self.changed else None
+        return {"denoise": denoising_error(self.backbone, target, self.condition(batch), times=self.times, weight=weight)}
 
     def condition(self, batch: Mapping[str, Any]) -> Condition:
         """Return the instructions' tokens and the sources' mean, unscaled, some of them dropped: the text "", the image 0."""
@@ -148,3 +155,9 @@ class InstructPix2Pix(UNetTuning):
     def editor(self, artefacts: Sequence[Artefact]) -> InstructedEditor:
         """Return what edits with a trained file, or with the backbone as it is."""
         return InstructedEditor(self.tuned(artefacts), name=NAME, **self.sampling)
+
+
+def changed(before: Tensor, after: Tensor) -> Tensor:
+    """Return how much each place of two latents (B, C, h, w) differs, (B, 1, h, w) in [0, 1], 1 = as much as any here does."""
+    difference = (after - before).square().mean(1, keepdim=True).sqrt()
+    return difference / difference.amax((2, 3), keepdim=True).clamp(min=torch.finfo(difference.dtype).eps)

@@ -21,7 +21,7 @@ from editkit.data.items import check_holds, collate
 from editkit.errors import UsageError, UserError
 from editkit.methods.self_supervised.pbe.editor import NAME, PaintByExampleEditor
 from editkit.networks.lora import merged
-from editkit.training.denoising import denoising_error
+from editkit.training.denoising import check_times, denoising_error
 from editkit.training.editor import images_of
 from editkit.training.method import Artefact, OptimizerFactory, SchedulerFactory
 from editkit.training.pipeline_export import PipelineMethod
@@ -47,6 +47,8 @@ class PaintByExample(PipelineMethod):
         steps, scale, solver, ref_resize, mask_resize: of an edit, see `PaintByExampleEditor`.
         dropped: share of the samples whose reference is replaced by the learned vector (section 3.4).
         dropped_together: one draw decides for the whole batch, as in the released code.
+        inside: what the masked part weighs besides, for where masks are small; 0 in the paper.
+        times: shares of the noise scale between which times are drawn; all of it in the paper.
         checkpointing: run the UNet's blocks again in the backward pass instead of keeping their activations.
         lora: see `PipelineMethod`.
 
@@ -70,6 +72,8 @@ class PaintByExample(PipelineMethod):
         mask_resize: str = "bilinear",
         dropped: float = 0.2,
         dropped_together: bool = False,
+        inside: float = 0.0,
+        times: Sequence[float] = (0.0, 1.0),
         checkpointing: bool = False,
         lora: Mapping[str, Any] | None = None,
         optimizer: OptimizerFactory | None = None,
@@ -82,6 +86,7 @@ class PaintByExample(PipelineMethod):
         self.backbone = exemplar_backbone(backbone, encoder)
         self.new_layers = () if self._edits_already else ("conv_in.",)
         self.dropped, self.dropped_together, self.checkpointing = dropped, dropped_together, checkpointing
+        self.inside, self.times = inside, check_times(times)
         self.sampling: dict[str, Any] = {"steps": steps, "scale": scale, "solver": solver}
         self.sampling |= {"ref_resize": ref_resize, "mask_resize": mask_resize}
         self.preview: list[EditRequest] = []
@@ -112,8 +117,10 @@ class PaintByExample(PipelineMethod):
         return self
 
     def loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Return the error of the network's output over the whole latents, inside and outside the mask alike, (B,)."""
-        return {"denoise": denoising_error(self.backbone, self._latents(batch["image"]), self.condition(batch))}
+        """Return the error of the network's output over the whole latents, (B,)."""
+        z, cond = self._latents(batch["image"]), self.condition(batch)
+        weight = 1 + self.inside * F.adaptive_avg_pool2d(batch["mask"], z.shape[2:]) if self.inside else None
+        return {"denoise": denoising_error(self.backbone, z, cond, times=self.times, weight=weight)}
 
     def condition(self, batch: Mapping[str, Any]) -> Condition:
         """Return the references' tokens, some of them dropped, and the masked images' channels."""
