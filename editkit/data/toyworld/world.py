@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from editkit.data.toyworld import animals
 from editkit.data.toyworld.captions import Caption, caption
 from editkit.data.toyworld.claims import Claims, measured, satisfied, unclear
 from editkit.data.toyworld.faces import PARTS, Face, draw_face, edited, held_out, render, visible
@@ -142,5 +143,6 @@ def sources(edit: Edit, split: str, count: int) -> list[int]:
     return found
 
 
-# Later domains (animals, styles) are added here.
-DOMAINS: Mapping[str, Domain] = MappingProxyType({"faces": Domain("faces", PARTS, sample_at), "scenes": scenes.DOMAIN})
+DOMAINS: Mapping[str, Domain] = MappingProxyType(
+    {"faces": Domain("faces", PARTS, sample_at), "animals": animals.DOMAIN, "scenes": scenes.DOMAIN}
+)
