@@ -224,7 +224,7 @@ def _way(cfg: DictConfig, options: InvertOptions) -> Way:
         raise UsageError(
             f"{options.inverter} inversion needs a backbone that reads text, which {backbone_name(cfg)} does not: use {others}"
         )
-    return Way(backbone, INVERTERS[options.inverter](), backbone.levels(options.steps or STEPS), request)
+    return Way(backbone, INVERTERS[options.inverter](), backbone.inversion_levels(options.steps or STEPS), request)
 
 
 def _write(paths: Sequence[Path], found: Inverted, provenance: dict[str, Any]) -> None:

@@ -73,7 +73,7 @@ def tabulate_inverters(options: InvertOptions) -> int:
     rows = []
     with Progress(total=len(names)) as progress:
         for name in names:
-            way = Way(backbone, INVERTERS[name](), backbone.levels(options.steps or STEPS), request)
+            way = Way(backbone, INVERTERS[name](), backbone.inversion_levels(options.steps or STEPS), request)
             rows.append(_row(way, images, list(pictures), batches))
             progress.advance()
         for key, reason in bad.items():

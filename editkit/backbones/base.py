@@ -75,6 +75,17 @@ class Backbone(nn.Module, ABC):
         """Return the levels of `n` network queries that models of this kind are inverted and sampled on (`Schedule.levels`)."""
         return self.schedule.levels(n, start=start)
 
+    def inversion_levels(self, n: int) -> Levels:
+        """Return the levels of `n` network queries that images are inverted on.
+
+        They are those of `levels`, but stop short of pure noise (alpha_bar 0), in which nothing of an image is left.
+        """
+        levels = self.levels(n)
+        if levels.alpha_bar[-1] > 0:
+            return levels
+        more = self.levels(n + 1)
+        return Levels(more.alpha_bar[:-1], more.times[:-1], more.entry)
+
     def encode(self, images: Tensor) -> Tensor:
         """Return what is diffused for images (B, 3, H, W) in [-1, 1]; pixels themselves unless a backbone has latents."""
         return images

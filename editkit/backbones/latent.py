@@ -14,6 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from editkit.backbones.scheduler_config import grid_of, parameterization_of, schedule_of
 from editkit.backbones.unet import UNetBackbone
 from editkit.engine.once import once
+from editkit.engine.solvers import Solver
 from editkit.errors import UsageError, UserError
 from editkit.types import Condition, EditRequest, Levels, Prediction
 
@@ -125,6 +126,14 @@ class LatentBackbone(UNetBackbone):
     def levels(self, n: int, *, start: int | None = None) -> Levels:
         """Return the levels of `n` network queries on the times that the checkpoint's own scheduler walks."""
         return self.schedule.levels(n, start=start, **grid_of(self.scheduler))
+
+    def solver_levels(self, solver: Solver, n: int) -> Levels:
+        """Return the levels of `n` steps that diffusers walks with a solver and this checkpoint.
+
+        Raises:
+            UsageError: a solver that this checkpoint's noise rules out; too many steps.
+        """
+        return solver.levels(self.schedule, n, trailing=grid_of(self.scheduler)["spacing"] == "trailing")
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log variance, unscaled, (B, C, h, w) each, of images (B, 3, H, W) in [-1, 1]."""

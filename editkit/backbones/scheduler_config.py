@@ -34,7 +34,9 @@ def for_solver(config: Mapping[str, Any], solver: str) -> dict[str, Any]:
     """Return a scheduler config of the same noise for diffusers' scheduler that is a solver's; as it is if none is."""
     if solver not in _SCHEDULERS:
         return dict(config)
-    return {key: config[key] for key in _NOISE if key in config} | dict(_SCHEDULERS[solver])
+    made = {key: config[key] for key in _NOISE if key in config} | dict(_SCHEDULERS[solver])
+    ends_at_noise = config.get("timestep_spacing") == "trailing" and made["timestep_spacing"] == "leading"
+    return made | ({"timestep_spacing": "trailing"} if ends_at_noise else {})
 
 
 def parameterization_of(config: Mapping[str, Any]) -> str:

@@ -38,8 +38,13 @@ class Solver:
     linear_in: str = "alpha_bar"
     stochastic: bool = False
 
-    def levels(self, schedule: Schedule, steps: int) -> Levels:
+    def levels(self, schedule: Schedule, steps: int, *, trailing: bool = False) -> Levels:
         """Return the levels that diffusers walks with this solver and a Stable Diffusion checkpoint.
+
+        Args:
+            schedule: of the checkpoint.
+            steps: network queries.
+            trailing: whether its times end at pure noise, as those of models with zero terminal SNR must.
 
         Raises:
             UsageError: a schedule that ends without signal, for a solver that interpolates sigma; too many steps.
@@ -48,7 +53,10 @@ class Solver:
             raise UsageError(
                 "sigma is infinite at this model's last time, which holds no signal: choose another solver, such as ddim"
             )
-        return Schedule(schedule.table, linear_in=self.linear_in).levels(steps, **self.grid)
+        grid = self.grid
+        if trailing and grid["spacing"] == "leading":
+            grid = {"spacing": "trailing", "clean": grid.get("clean", "one")}
+        return Schedule(schedule.table, linear_in=self.linear_in).levels(steps, **grid)
 
     def walk(self, levels: Levels, start: int | None = None, noise: Noise | None = None) -> dict[str, Any]:
         """Return the arguments `step`, `levels` and `start` of `sample`, for a state at level `start` (None = the last).

@@ -111,7 +111,7 @@ class InstructedEditor(Editor):
         own: dict[str, Any] = {"seed": [request.seed for request in requests], "sample": [request.sample for request in requests]}
         x = batch_noise(shape, keys, **own, purpose="start", device=backbone.device)
         noise = level_noise(shape, keys, **own, device=backbone.device)
-        walk = self.solver.walk(self.solver.levels(backbone.schedule, steps), noise=noise)
+        walk = self.solver.walk(backbone.solver_levels(self.solver, steps), noise=noise)
         with constant_text(backbone):
             z = sample(backbone, x, cond=seen.both, guidance=guidance, **walk)
         calls = sum(len(guidance.branches(seen.both, t)) for t in walk["levels"].times[1:])

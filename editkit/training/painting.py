@@ -87,7 +87,7 @@ class PaintingEditor(Editor, Generic[Model]):
         own: dict[str, Any] = {"seed": [request.seed for request in requests], "device": backbone.device}
         own |= {"keys": [request.key for request in requests], "sample": [request.sample for request in requests]}
         x, noise = batch_noise(shape, purpose="start", **own), level_noise(shape, **own)
-        walk = self.solver.walk(self.solver.levels(backbone.schedule, steps), noise=noise)
+        walk = self.solver.walk(backbone.solver_levels(self.solver, steps), noise=noise)
         with constant_text(backbone):
             z = sample(backbone, x, cond=seen.whole, guidance=guidance, **walk)
         calls = sum(len(guidance.branches(seen.whole, t)) for t in walk["levels"].times[1:])

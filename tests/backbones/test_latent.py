@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
+from editkit.app.invert import Way
 from editkit.backbones.inpainting import image_channels, inpainting_channels
 from editkit.backbones.latent import LatentBackbone
 from editkit.backbones.latent_folder import load_latent, save_latent
+from editkit.engine.invert import INVERTERS
 from editkit.engine.lanes import evaluate
 from editkit.errors import UsageError, UserError
 from editkit.types import Condition, EditRequest
@@ -123,6 +126,22 @@ def test_zero_terminal_snr_has_finite_predictions_at_the_end():
     assert backbone.parameterization == "v" and float(backbone.schedule.alpha_bar(999)) == 0
     assert torch.equal(pred.eps, tiny.noise()), "all of x is noise there"
     assert pred.x0.isfinite().all() and pred.x0.std() > 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", INVERTERS)
+def test_every_inverter_stops_short_of_pure_noise(name):
+    """EDICT divides by the signal of each level, and what the others bring to a level without any, no image comes back from."""
+    changes = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    made = tiny.parts()
+    config = dict(tiny.scheduler(**changes).config)
+    backbone = LatentBackbone(made["unet"], made["vae"], config, made["text_encoder"], made["tokenizer"])
+    assert backbone.levels(5).alpha_bar[-1] == 0
+    levels = backbone.inversion_levels(5)
+    assert len(levels) == 6 and levels.alpha_bar[-1] > 0 and levels.times[-1] < 900
+    assert tiny.backbone().inversion_levels(5) == tiny.backbone().levels(5)
+    found = Way(backbone, INVERTERS[name](), levels, EditRequest("", prompt="a face")).invert(list(tiny.images(1)), ["a"])
+    assert math.isfinite(found[0].psnr) and found[0].psnr > 5
 
 
 @torch.no_grad()

@@ -145,6 +145,17 @@ def test_a_solver_has_the_levels_of_the_scheduler_that_a_folder_names_for_it(nam
         assert sigma == pytest.approx(float(scheduler.sigmas[0]), rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["ddim", "dpmpp-2m", "unipc"])
+def test_a_checkpoint_whose_times_end_at_pure_noise_keeps_them_whatever_the_solver(name):
+    config = for_solver({**SD, "timestep_spacing": "trailing", "rescale_betas_zero_snr": True}, name)
+    builders = {"ddim": DDIMScheduler, "dpmpp-2m": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
+    scheduler = builders[name].from_config(config)
+    scheduler.set_timesteps(20)
+    levels = SOLVERS[name].levels(Schedule.scaled_linear().zero_terminal_snr(), 20, trailing=True)
+    assert levels.times[:0:-1] == tuple(scheduler.timesteps.tolist()) and levels.times[-1] == 999
+    assert SOLVERS["euler"].levels(Schedule.scaled_linear(), 20, trailing=True).times[-1] == 999
+
+
 def test_a_solver_that_interpolates_sigma_refuses_a_schedule_without_an_end():
     with pytest.raises(UsageError, match="choose another solver"):
         SOLVERS["euler"].levels(Schedule.scaled_linear().zero_terminal_snr(), 20)

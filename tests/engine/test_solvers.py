@@ -51,6 +51,15 @@ def test_a_denoiser_that_knows_x0_leads_to_x0(name, n, x0, noise, at_the_end):
     torch.testing.assert_close(out, x0, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["ddim", "ddim-eta1", "ddpm", "dpmpp-2m", "unipc"])  # the others refuse it in a line
+def test_a_start_without_any_signal_leads_to_x0_too(name, x0, noise):
+    walk = SOLVERS[name].walk(SOLVERS[name].levels(ZERO_SNR, 20, trailing=True))
+    assert walk["levels"].alpha_bar[-1] == 0
+    last = walk["levels"].alpha_bar[0] ** 0.5  # what is left of x0 where the levels end
+    out = sample(Oracle(x0, ZERO_SNR), noise(x0)(20), noise=noise(x0), **walk)
+    assert out.isfinite().all() and float((out - last * x0).abs().max()) < 4 * (1 - last**2) ** 0.5 + 1e-6
+
+
 @pytest.mark.parametrize("name", SOLVERS)
 def test_a_step_to_its_own_level_and_a_first_step(name):
     levels = Schedule.linear().levels(20, spacing="leading")

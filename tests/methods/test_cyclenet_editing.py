@@ -119,7 +119,7 @@ def test_strength_zero_is_the_image_and_strengths_may_differ_in_a_batch(made):
     state = editor.prepare(asked)
     mixed = editor.edit([asked[0].with_(strength=0.0), asked[1]], state)
     assert mixed.scores["network_calls"] == [0.0, 10.0]
-    assert torch.allclose(mixed.images[:1], made.backbone.decode(state.latents[:1]).clamp(-1, 1), atol=1e-6)
+    assert torch.allclose(mixed.images[:1], made.backbone.decode(state.latents[:1]).clamp(-1, 1), atol=1e-5)
     assert torch.allclose(mixed.images[1:], edited(editor, asked[1:]), atol=1e-4)
     with pytest.raises(UsageError, match="outside 0 to 1"):
         edited(editor, requests(1, strength=1.5))

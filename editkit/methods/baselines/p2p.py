@@ -99,7 +99,7 @@ class PromptToPromptEditor(Editor):
         device = self.backbone.device
         latents = self.backbone.encode(images_of(requests).to(device))
         steps = requests[0].steps or self.steps
-        levels = self.backbone.levels(steps)
+        levels = self.backbone.inversion_levels(steps)
         seeds, samples = [request.seed for request in requests], [request.sample for request in requests]
         keys = [request.key for request in requests]
         noise = level_noise(latents.shape[1:], keys, seed=seeds, sample=samples, purpose="p2p", device=device)

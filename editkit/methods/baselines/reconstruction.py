@@ -40,7 +40,7 @@ class ReconstructionEditor(Editor):
     def prepare(self, requests: Sequence[EditRequest]) -> Trajectory:
         """Return the inversion of the images."""
         latents = self.backbone.encode(images_of(requests).to(self.backbone.device))
-        levels = self.backbone.levels(requests[0].steps or self.steps)
+        levels = self.backbone.inversion_levels(requests[0].steps or self.steps)
         return self.inversion(latents, levels, self.cache, self._condition(requests))
 
     @torch.no_grad()

@@ -119,8 +119,9 @@ def drawn_pair(backbone: LatentBackbone, edit: Edit, *, seed: int, steps: int, s
     At the steps i = 0... with i / (steps - 1) < share the self-attention maps of the second are those of the first, in the
     conditional and in the unconditional lane; values and cross-attention stay its own (section 3.1.2 and the released code).
     """
-    solver = solver_named("euler-ancestral")
-    levels = solver.levels(backbone.schedule, steps)
+    endless = backbone.schedule.table[-1] == 0  # sigma is infinite there: the same step on DDIM's times
+    solver = solver_named("ddim-eta1" if endless else "euler-ancestral")
+    levels = backbone.solver_levels(solver, steps)
     held = sum(i / max(steps - 1, 1) < share for i in range(steps))
     shape, device = backbone.sample_shape, backbone.device
     x = batch_noise(shape, [""], seed=seed, purpose="start", device=device).repeat(2, 1, 1, 1)

@@ -114,7 +114,7 @@ class CycleNetEditor(Editor):
             chosen = torch.tensor(rows)
             source, target = select(state.source, chosen), select(state.target, chosen)
             some = [requests[row] for row in rows]
-            levels = self.network.schedule.levels(steps, spacing="leading", offset=1, clean="ab0")  # the released code's grid
+            levels = self.network.backbone.levels(steps)  # of Stable Diffusion: the released code's
             shape = state.latents.shape[1:]
             start = self._start(state.latents[rows], levels, strength, self._noise(some, shape, "start"))
             steered = Steered(self.network, cast(Condition, source), self.scale)
