@@ -46,6 +46,8 @@ def write_all(folder: Path) -> Path:
     for name in ("latent", "inpainting"):
         write_vae(folder / name / "vae")
     write_texts(write_images(folder / "images"))
+    for domain in ("cat", "dog"):
+        write_images(folder / "domains" / "train" / domain)
     return folder
 
 
@@ -144,7 +146,7 @@ def shrink(name: str, folder: Path) -> list[str]:
     sizes = {"train": 8, "validation": 8, "test": 8, "size": SIDE}
     for place, data in (("data", plain["data"]), ("data.inner", plain["data"].get("inner", {}))):
         changes |= {f"{place}.{key}": value for key, value in sizes.items() if key in data}
-    folders = {"root": "images", "cache_dir": "cache"}
+    folders = {"root": "domains" if "domains" in plain["data"] else "images", "cache_dir": "cache"}
     changes |= {f"data.{key}": folder / place for key, place in folders.items() if plain["data"].get(key) is not None}
     changes |= {f"method.{key}": f"'{TEXTS[key]}'" for key in TEXTS if f"method.{key}" in missing(plain)}
     changes |= {"trainer.steps": 8, "trainer.images": "null", "trainer.batch_size": 2, "trainer.accumulate": 1}
