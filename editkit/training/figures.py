@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from editkit.backbones.assets import resolve
 from editkit.backbones.clip import ClipEncoder
 from editkit.backbones.pixel import PixelBackbone
 from editkit.data.items import image_tensor
+from editkit.data.toyworld import animals
 from editkit.data.toyworld.faces import CATEGORICAL, HAIRS, Face, render, visible
 from editkit.data.toyworld.world import EDITS, SOURCE_PROMPT, counterfactual, face_at, sources
 from editkit.engine.invert import DDIM, FixedPoint, Inverter, replay
@@ -42,9 +44,44 @@ PROMPTS: Mapping[str, tuple[dict[Any, str], Callable[[Face], Any], Callable[[Fac
 }
 
 
+@dataclass(frozen=True)
+class Known:
+    """Pictures of the test split whose factors are known.
+
+    Attributes:
+        key: number -> key of an item of the training split.
+        at: number -> what a test picture shows.
+        render: its picture, uint8 HWC, first of what is returned.
+        visible: its measured factors -> whether the picture shows them.
+    """
+
+    key: Callable[[int], str]
+    at: Callable[[int], Any]
+    render: Callable[[Any], tuple[Any, Any]]
+    visible: Callable[[Any], Mapping[str, bool]]
+
+    def pictures(self, shown: Sequence[Any]) -> Tensor:
+        """Return pictures (N, 3, 64, 64) in [-1, 1]."""
+        return torch.stack([image_tensor(self.render(one)[0]) for one in shown])
+
+
+def _animal(number: int) -> animals.Animal:
+    index, kind = divmod(number, len(animals.KINDS))
+    return animals.animal_at("test", index, animals.KINDS[kind])
+
+
+FACES = Known(lambda k: f"faces/train/{k:06d}", lambda k: face_at("test", k), render, visible)
+ANIMALS = Known(
+    lambda k: f"animals/train/{animals.KINDS[k % 3]}/{k:06d}",
+    _animal,
+    animals.render,
+    lambda animal: dict.fromkeys(animals.measured(animal), True),
+)
+
+
 def pictures(faces: list[Face]) -> Tensor:
     """Render faces as (N, 3, 64, 64) in [-1, 1]."""
-    return torch.stack([image_tensor(render(face)[0]) for face in faces])
+    return FACES.pictures(faces)
 
 
 @torch.no_grad()
@@ -101,24 +138,26 @@ def clip_figures(clip: ClipEncoder, *, images: int = 512) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def oracle_figures(oracle: Oracle, backbone: PixelBackbone | None, *, images: int = 512, rebuilt: int = 256) -> dict[str, Any]:
-    """Return the share of test faces read rightly per visible factor: the worst factor, clean and reconstructed."""
-    faces = [face_at("test", k) for k in range(images)]
-    x0 = pictures(faces)
-    figures: dict[str, Any] = named("clean", _accuracy(oracle, x0, faces))
+def oracle_figures(
+    oracle: Oracle, backbone: PixelBackbone | None, known: Known = FACES, *, images: int = 512, rebuilt: int = 256
+) -> dict[str, Any]:
+    """Return the share of test pictures read rightly per visible factor: the worst factor, clean and reconstructed."""
+    shown = [known.at(k) for k in range(images)]
+    x0 = known.pictures(shown)
+    figures: dict[str, Any] = named("clean", _accuracy(oracle, x0, shown, known))
     if backbone is not None:
         levels = backbone.schedule.levels(50)
         parts = [
             sample(backbone, **replay(DDIM(query="source").invert(backbone, part, levels))) for part in x0[:rebuilt].split(BATCH)
         ]
-        figures |= named("reconstructed", _accuracy(oracle, torch.cat(parts).clamp(-1, 1), faces[:rebuilt]))
+        figures |= named("reconstructed", _accuracy(oracle, torch.cat(parts).clamp(-1, 1), shown[:rebuilt], known))
     return figures
 
 
-def _accuracy(oracle: Oracle, images: Tensor, faces: list[Face]) -> dict[str, float]:
-    right = oracle.agreement(oracle.read(images), oracle.truth(faces))
-    shown = {name: torch.tensor([visible(face)[name] for face in faces]) for name in right}
-    return {name: round(hits[shown[name]].float().mean().item(), 4) for name, hits in right.items()}
+def _accuracy(oracle: Oracle, images: Tensor, shown: Sequence[Any], known: Known) -> dict[str, float]:
+    right = oracle.agreement(oracle.read(images), oracle.truth(shown))
+    seen = {name: torch.tensor([known.visible(one)[name] for one in shown]) for name in right}
+    return {name: round(hits[seen[name]].float().mean().item(), 4) for name, hits in right.items()}
 
 
 def named(kind: str, accuracy: Mapping[str, float]) -> dict[str, Any]:

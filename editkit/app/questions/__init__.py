@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from editkit.app.questions.animals import Animals
 from editkit.app.questions.base import Questions
 from editkit.app.questions.domains import Domains
 from editkit.app.questions.exemplars import Exemplars
@@ -13,7 +14,7 @@ from editkit.app.questions.instructions import Instructions
 from editkit.errors import UsageError, suggestion
 
 QUESTIONS: Mapping[str, Questions] = MappingProxyType(
-    {kind.name: kind for kind in (Faces(), Instructions(), Exemplars(), Domains())}
+    {kind.name: kind for kind in (Faces(), Animals(), Instructions(), Exemplars(), Domains())}
 )
 
 

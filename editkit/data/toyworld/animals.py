@@ -101,6 +101,12 @@ def animal_at(split: str, index: int, kind: str) -> Animal:
     return animal
 
 
+def animal_named(key: str) -> Animal:
+    """Return the toy animal of an item's key, such as "animals/train/cat/000012"."""
+    _, split, kind, number = key.split("/")
+    return animal_at(split, int(number), kind)
+
+
 def translated(animal: Animal, kind: str) -> Animal:
     """Return the counterfactual: the same head as another kind."""
     return replace(animal, kind=kind)
