@@ -107,11 +107,32 @@ class Oracle(nn.Module):
         return Prediction(z, (x - a * z) / s)
 
 
+def truth(given):
+    return Prediction(given.z, given.noise)
+
+
 def test_a_perfect_translator_has_no_error(made, given):
     found = terms(Oracle(made, given.z), given, Weights())
     assert len(found) == 4 and max(float(term.max()) for term in found.values()) < 1e-8
     off = terms(Oracle(made, given.z + 0.1), given, Weights())
     assert min(float(off[name].min()) for name in ("reconstruction", "consistency", "cycle")) > 1e-5
+
+
+def test_errors_of_v_models_are_those_of_v_which_is_that_of_eps_by_alpha_bar(made, given):
+    """Of eps nothing would be left where there is no signal, and the text's say there would not be trained."""
+    outputs = {}
+    for kind in ("eps", "v"):
+        oracle = Oracle(made, given.z + 0.1)
+        oracle.parameterization = kind
+        outputs[kind] = terms(oracle, given, Weights(1, 1, 1, 1))
+    alpha_bar = made.backbone.schedule.alpha_bar(given.t).float()
+    for name in ("reconstruction", "consistency", "cycle"):
+        assert torch.allclose(outputs["v"][name], outputs["eps"][name] / alpha_bar, rtol=1e-3), name
+    v = method("v_prediction")
+    last = replace(batch(v), t=torch.tensor([999, 999]))
+    v.backbone.schedule = v.backbone.schedule.zero_terminal_snr()
+    found = terms(v.network(), last, Weights())
+    assert all(term.isfinite().all() for term in found.values()) and found["reconstruction"].min() > 1e-3
 
 
 # Gradients.
@@ -125,8 +146,9 @@ def test_at_the_start_it_is_the_backbone_and_the_invariance_holds(prediction):
     assert torch.equal(found["invariance"], torch.zeros(2))
     with torch.no_grad():
         x = fresh.backbone.schedule.add_noise(given.z, given.t, given.noise)
-        bare = fresh.backbone(x, given.t, Condition(tokens=given.source)).eps
-    assert torch.equal(found["reconstruction"], (bare - given.noise).square().mean((1, 2, 3)))
+        bare = fresh.backbone(x, given.t, Condition(tokens=given.source))
+    said = [fresh.backbone.schedule.output(one, given.t, fresh.backbone.parameterization) for one in (bare, truth(given))]
+    assert torch.allclose(found["reconstruction"], (said[0] - said[1]).square().mean((1, 2, 3)), rtol=1e-5)
 
 
 def test_the_invariance_trains_the_controlnet_alone(made, given, monkeypatch):

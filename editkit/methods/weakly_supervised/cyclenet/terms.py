@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -98,6 +99,8 @@ def terms(
         invariance      |e2 - sg eps(x_t; G, G, y)|^2, for the ControlNet alone: e2's UNet is taken as a constant
         consistency     |sg e2 + eps(y_t; S, S, x) - (noise + fresh)|^2, the paper's cycle loss
         cycle           |sg e2 + eps(y_t; S, G, y) - (noise + fresh)|^2, of the released code; y_t with its gradient
+    Where the backbone predicts v, all are of v instead: that is eps's error over alpha_bar, since x_t is the same, so that the
+    times at which noise hides everything, and the text alone decides, are trained too (ours; the paper's backbone predicts eps).
     e1 and e2 share one pass of the ControlNet, whose inputs are the same, and the last two are one batch.
 
     Args:
@@ -112,18 +115,22 @@ def terms(
     own = told(batch.source, batch.source, batch.hint)
     control = routed.control(x, t, own)
     found: dict[str, Tensor] = {}
+    said = partial(network.schedule.output, t=t, kind=network.parameterization)
+    right = said(Prediction(batch.z, batch.noise))
     if weights.reconstruction:
-        found["reconstruction"] = _error(routed.unet(x, t, own, control).eps, batch.noise)
+        found["reconstruction"] = _error(said(routed.unet(x, t, own, control)), right)
     moved = routed.unet_as_constant(x, t, told(batch.target, batch.source, batch.hint), control)
     y = _as_hint(network, moved.x0, clamp_hint)
     if weights.invariance:
         with torch.no_grad():
-            settled = routed(x, t, told(batch.target, batch.target, y)).eps
-        found["invariance"] = _error(moved.eps, settled)
+            settled = said(routed(x, t, told(batch.target, batch.target, y)))
+        found["invariance"] = _error(said(moved), settled)
     lanes = {name: lane for name, lane in _ways_back(network, batch, moved, y).items() if getattr(weights, name)}
     if lanes:
+        there = said(moved).detach()
+        sums = right + said(Prediction(moved.x0.detach(), batch.fresh))
         for name, back in zip(lanes, evaluate(routed, list(lanes.values())), strict=True):
-            found[name] = _error(moved.eps.detach() + back.eps, batch.noise + batch.fresh)
+            found[name] = _error(there + said(back), sums)
     return {name: getattr(weights, name) * error for name, error in found.items()}
 
 
