@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from editkit.data.items import image_array
-from editkit.data.layout import PALETTE
+from editkit.data.label_map import PALETTE
 
 SIDE = 160  # pixels of a panel, at least
 GAP, LINE, LINES = 8, 14, 3

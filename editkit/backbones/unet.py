@@ -73,10 +73,16 @@ class UNetBackbone(Backbone):
         return times.expand(batch) if times.ndim == 0 else times
 
     def places(self) -> dict[str, nn.Module]:
-        """Return the middle block and the blocks of both halves."""
+        """Return the middle block, the blocks of both halves, and as "up.N.K" the layers of the second half's before upsampling.
+
+        A layer is a residual block with the attention that follows it, if one does.
+        """
         found: dict[str, nn.Module] = {"bottleneck": self.unet.mid_block}
         found |= {f"down.{n}": block for n, block in enumerate(self.unet.down_blocks)}
-        return found | {f"up.{n}": block for n, block in enumerate(self.unet.up_blocks)}
+        for n, block in enumerate(self.unet.up_blocks):
+            layers = getattr(block, "attentions", None) or block.resnets
+            found |= {f"up.{n}": block} | {f"up.{n}.{k}": layer for k, layer in enumerate(layers)}
+        return found
 
     def accelerate(self, *, channels_last: bool = False, compile: bool = False) -> Self:
         """Change the memory layout, or compile the layers inside the blocks (whole blocks would hide taps); return self."""

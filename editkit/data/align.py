@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from editkit.data.fit import to_pil, to_tensor
+from editkit.data.label_map import numbers_of
 from editkit.data.photo import Box, Photo, by
 from editkit.errors import UserError
 
@@ -55,8 +56,8 @@ class Aligned:
         return torch.from_numpy(np.asarray(covered) > 1e-6).float()[None]
 
     def labels(self, photo: Photo) -> Tensor:
-        """Return (1, h, w) of a map of labels, resampled by taking the nearest pixel; 0 outside the photograph."""
-        whole = photo.seen((0, 0, *photo.size)).convert("L")
+        """Return (1, h, w) of a map of labels (`label_map.numbers_of`), nearest pixels; 0 outside the photograph."""
+        whole = numbers_of(photo.seen((0, 0, *photo.size)))
         turned = self._turned(whole, (0, 0), Image.Resampling.NEAREST)
         return torch.from_numpy(np.array(turned.resize((self.size[1], self.size[0]), Image.Resampling.NEAREST))).float()[None]
 

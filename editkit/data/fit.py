@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from editkit.data.label_map import numbers_of
 from editkit.data.photo import Box, Photo
 
 FITS = ("mask", "crop", "resize")
@@ -41,8 +42,8 @@ class Fit:
         return torch.from_numpy(np.asarray(covered) > 1e-6).float()[None]
 
     def labels(self, photo: Photo) -> Tensor:
-        """Return (1, h, w) of a map of labels, resampled by taking the nearest pixel."""
-        part = photo.seen(self.box).convert("L").resize((self.size[1], self.size[0]), Image.Resampling.NEAREST)
+        """Return (1, h, w) of a map of labels (`label_map.numbers_of`), resampled by taking the nearest pixel."""
+        part = numbers_of(photo.seen(self.box)).resize((self.size[1], self.size[0]), Image.Resampling.NEAREST)
         return torch.from_numpy(np.array(part)).float()[None]
 
     def relative(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:

@@ -10,23 +10,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from editkit.data.files import check_writable, write_atomic
+from editkit.data.label_map import indexed
 from editkit.data.published.write import find_writer, write
 from editkit.data.toyworld.samples import SPLITS, Domain, Sample
 from editkit.data.toyworld.world import DOMAINS
 from editkit.errors import UsageError, UserError, suggestion
-
-# Colours of the labels, in the order of a domain's parts.
-PALETTE = (
-    (0, 0, 0), (240, 190, 150), (120, 70, 30), (60, 40, 20), (70, 130, 230), (240, 150, 60),
-    (210, 50, 80), (250, 230, 60), (90, 170, 90), (160, 90, 200), (60, 190, 190), (150, 150, 150),
-    (110, 40, 40), (40, 90, 40), (40, 50, 120), (200, 200, 120), (120, 200, 140), (140, 180, 240),
-    (250, 120, 190), (170, 120, 60), (100, 140, 140), (190, 230, 60), (230, 90, 20), (90, 60, 120),
-    (230, 220, 210), (60, 110, 170), (200, 160, 200),
-)  # fmt: skip
 
 
 def render(
@@ -113,7 +104,7 @@ def _samples(folder: Path, world: Domain, split: str, n: int, size: int, on_done
         image = folder / "images" / f"{index:06d}.png"
         if not image.exists():
             # The picture comes second: where it is, its labels and layers are too.
-            _write_png(folder / "labels" / image.name, _indexed(sample.labels))
+            _write_png(folder / "labels" / image.name, indexed(sample.labels))
             for name, layer in sample.layers.items():
                 _write_png(folder / name / image.name, Image.fromarray(layer))
             _write_png(image, Image.fromarray(sample.image))
@@ -133,12 +124,6 @@ def _line(sample: Sample, name: str) -> dict[str, object]:
         "rendered_from": dataclasses.asdict(sample.rendered_from),
         **sample.notes,
     }
-
-
-def _indexed(labels: np.ndarray) -> Image.Image:
-    picture = Image.fromarray(labels, mode="P")
-    picture.putpalette([value for colour in PALETTE for value in colour])
-    return picture
 
 
 def _write_png(path: Path, picture: Image.Image) -> None:

@@ -103,15 +103,23 @@ def ddpm(
     beta = 1 - alpha
     x0_part, x_part = math.sqrt(high) * beta / (1 - low), math.sqrt(alpha) * (1 - high) / (1 - low)
     mean = _shifted(x0_part * pred.x0 + x_part * x, pred)
+    deviation = ddpm_deviation(levels, i, j, pred, variance=variance)
+    return mean if isinstance(deviation, float) and deviation == 0 else mean + deviation * _given(noise)
+
+
+def ddpm_deviation(levels: Levels, i: int, j: int, pred: Prediction, *, variance: str = "small") -> float | Tensor:
+    """Return the standard deviation of the noise that a `ddpm` step i -> j adds: a number, or like the prediction if learned."""
+    low, high = levels.alpha_bar[i], levels.alpha_bar[j]
+    beta = 1 - low / high
     if j == 0 or beta == 0:
-        return mean
+        return 0.0
     small = beta * (1 - high) / (1 - low)
     if pred.logvar is not None:
-        return mean + (0.5 * pred.logvar).exp() * _given(noise)
+        return (0.5 * pred.logvar).exp()
     if "variance" in pred.features:
-        share = (pred.features["variance"].to(x.dtype) + 1) / 2
-        return mean + (0.5 * (share * math.log(beta) + (1 - share) * math.log(small))).exp() * _given(noise)
-    return mean + math.sqrt({"small": small, "large": beta}[variance]) * _given(noise)
+        share = (pred.features["variance"].to(pred.x0.dtype) + 1) / 2
+        return (0.5 * (share * math.log(beta) + (1 - share) * math.log(small))).exp()
+    return math.sqrt({"small": small, "large": beta}[variance])
 
 
 def check_down(name: str, i: int, j: int) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from editkit.app.check import check_data
 from editkit.data.folder import Folder
 from editkit.data.items import collate, image_array
-from editkit.data.layout import PALETTE
+from editkit.data.label_map import PALETTE
 from editkit.data.layout import render as render_folder
 from editkit.data.scene_pairs import SceneEdits, SceneEditsData, SceneExemplars, SceneExemplarsData
 from editkit.data.scenes import SceneDataset, Scenes
