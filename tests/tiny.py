@@ -46,6 +46,7 @@ def write_all(folder: Path) -> Path:
     for name in ("latent", "inpainting"):
         write_vae(folder / name / "vae")
     write_texts(write_images(folder / "images"))
+    write_labels(folder / "images")
     for domain in ("cat", "dog"):
         write_images(folder / "domains" / "train" / domain)
     return folder
@@ -129,6 +130,15 @@ def write_texts(folder: Path) -> None:
     texts = {"source": "a face", "target": "a smiling face"}
     lines = [json.dumps({"file_name": path.name, **texts}) for path in sorted(folder.glob("*.png"))]
     (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+
+
+def write_labels(folder: Path) -> None:
+    """Write a map of two parts for each picture."""
+    from editkit.data.label_map import indexed
+
+    (folder / "labels").mkdir()
+    for path in sorted(folder.glob("*.png")):
+        indexed((np.asarray(Image.open(path).convert("L")) > 127).astype(np.uint8)).save(folder / "labels" / path.name)
 
 
 def shrink(name: str, folder: Path) -> list[str]:

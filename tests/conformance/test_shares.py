@@ -16,7 +16,8 @@ RECIPES = [pytest.param(name, marks=pytest.mark.slow) if "/" in name else name f
 ALONE = {
     # without a shift |edited - source| is 0, where its gradient is the sign of what rounding left over
     "asyrp": ("method.zero_init=false", "method.n_train=6"),
-    "toy/faces_ddpm": ("method.focus=0",),  # else the first so many of a share get their times from another distribution
+    # else the first so many of a share get their times from another distribution
+    **dict.fromkeys(("toy/faces_ddpm", "toy/cats_ddpm", "toy/dogs_ddpm"), ("method.focus=0",)),
     "toy/inpainting": ("method.objects=0", "method.everything=1", "method.terms.language=0"),  # boxes are drawn one by one
     "toy/latent": ("method.terms.language=0",),  # a mean over the tokens of all texts, and texts differ in length
     "toy/oracle": ("method.backbone=null",),  # else a third of each share is added to it
@@ -24,6 +25,8 @@ ALONE = {
 
 # Losses that cannot be the same: they compare the samples of a process's share with each other.
 MIXED = {
+    "pixel-guided": "batch norm's statistics are those of the pixels of a share",
+    "paper/pixel-guided": "batch norm's statistics are those of the pixels of a share",
     "toy/clip": "pictures and texts are contrasted with the others of their share",
     "toy/dino": "patches are contrasted with those of the other pictures of their share",
     "toy/identity": "people are told from the others of their share",

@@ -155,12 +155,14 @@ class PixelGuided(Method):
         kept = looked_up(self.kept, batch["key"], self.device)
         kept = self.features(batch["image"], batch["key"]) if kept is None else kept
         labels = without_specks(batch["labels"].to(self.device), self.least).flatten(1)
-        labels = labels.gather(1, self._chosen(batch["key"], batch["image"].shape[2:]).to(self.device)).flatten()
-        steps, maps = kept["steps"].transpose(0, 1).flatten(1, 2).float(), kept["maps"].flatten(0, 1).float()
-        one = torch.randint(len(labels), (self.drawn,), device=self.device)
-        own = torch.randint(len(labels), (self.ensemble.count, self.drawn), device=self.device)
-        found = {"steps": (self.steps(steps[:, one]), labels[one].expand(len(self.times), -1))}
-        found["maps"] = (self.ensemble(maps[own]), labels[own])
+        labels = labels.gather(1, self._chosen(batch["key"], batch["image"].shape[2:]).to(self.device))
+        one = torch.randint(labels.numel(), (self.drawn,), device=self.device)
+        own = torch.randint(labels.numel(), (self.ensemble.count, self.drawn), device=self.device)
+        image, pixel = torch.div(one, labels.shape[1], rounding_mode="floor"), one % labels.shape[1]
+        steps, maps = kept["steps"][image, :, pixel].transpose(0, 1).float(), kept["maps"].flatten(0, 1)[own].float()
+        labels = labels.flatten()
+        found = {"steps": (self.steps(steps), labels[one].expand(len(self.times), -1))}
+        found["maps"] = (self.ensemble(maps), labels[own])
         return {name: _cross_entropy(logits, wanted) for name, (logits, wanted) in found.items()}
 
     def sample_grid(self) -> Tensor | None:
