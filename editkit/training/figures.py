@@ -65,18 +65,22 @@ class Known:
         return torch.stack([image_tensor(self.render(one)[0]) for one in shown])
 
 
-def _animal(number: int) -> animals.Animal:
-    index, kind = divmod(number, len(animals.KINDS))
-    return animals.animal_at("test", index, animals.KINDS[kind])
+def _animals(kinds: Sequence[str]) -> Known:
+    """Return animals of some kinds in turn."""
+    return Known(
+        lambda k: f"animals/train/{kinds[k % len(kinds)]}/{k // len(kinds):06d}",
+        lambda k: animals.animal_at("test", k // len(kinds), kinds[k % len(kinds)]),
+        animals.render,
+        lambda animal: dict.fromkeys(animals.measured(animal), True),
+    )
 
 
 FACES = Known(lambda k: f"faces/train/{k:06d}", lambda k: face_at("test", k), render, visible)
-ANIMALS = Known(
-    lambda k: f"animals/train/{animals.KINDS[k % 3]}/{k:06d}",
-    _animal,
-    animals.render,
-    lambda animal: dict.fromkeys(animals.measured(animal), True),
-)
+KNOWN: Mapping[str, Known] = {
+    "faces": FACES,
+    "animals": _animals(animals.KINDS),
+    **{kind: _animals([kind]) for kind in animals.KINDS},
+}
 
 
 def pictures(faces: list[Face]) -> Tensor:
@@ -86,13 +90,14 @@ def pictures(faces: list[Face]) -> Tensor:
 
 @torch.no_grad()
 def diffusion_figures(
-    backbone: PixelBackbone, oracle: Oracle, *, images: int = 16, samples: int = 256, steps: int = 50
+    backbone: PixelBackbone, oracle: Oracle, known: Known = FACES, *, images: int = 16, samples: int = 256, steps: int = 50
 ) -> dict[str, Any]:
-    """Return reconstruction PSNR of test faces, the share of confident samples, and their Frechet distance beside a real one."""
+    """Return reconstruction PSNR of test pictures, the share of confident samples, their Frechet distance beside a real one."""
     levels = backbone.schedule.levels(steps)
-    x0 = pictures([face_at("test", k) for k in range(images)])
+    x0 = known.pictures([known.at(k) for k in range(images)])
     made = torch.cat([_samples(backbone, range(first, min(first + BATCH, samples)), steps) for first in range(0, samples, BATCH)])
-    real, other = (oracle.features(pictures([face_at(split, k) for k in range(samples)])) for split in ("test", "validation"))
+    halves = (range(samples), range(samples, 2 * samples))
+    real, other = (oracle.features(known.pictures([known.at(k) for k in numbers])) for numbers in halves)
     return {
         "reconstruction_psnr": _rebuilt(backbone, x0, levels, DDIM(query="source")),
         "fixed_point_psnr": _rebuilt(backbone, x0, levels, FixedPoint(refinements=3)),
@@ -106,7 +111,7 @@ def diffusion_figures(
 def confidence(oracle: Oracle, images: Tensor) -> Tensor:
     """Return (B,): the oracle's largest class probability, averaged over the categorical factors."""
     logits = oracle.logits(images)
-    return torch.stack([logits[name].float().softmax(1).amax(1) for name in CATEGORICAL]).mean(0)
+    return torch.stack([logits[name].float().softmax(1).amax(1) for name in oracle.categorical]).mean(0)
 
 
 def _samples(backbone: PixelBackbone, numbers: range, steps: int) -> Tensor:

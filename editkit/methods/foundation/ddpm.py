@@ -20,10 +20,10 @@ from editkit.backbones.saving import save_part
 from editkit.backbones.scheduler_config import parameterization_of, schedule_of
 from editkit.engine.rng import batch_noise
 from editkit.engine.sample import sample
-from editkit.errors import UsageError
+from editkit.errors import UsageError, suggestion
 from editkit.metrics.oracle import load_oracle
 from editkit.training.denoising import stratified
-from editkit.training.figures import diffusion_figures, record
+from editkit.training.figures import KNOWN, diffusion_figures, record
 from editkit.training.folder import FolderMethod, network_arguments
 
 GRID = 16  # images of a sample grid
@@ -44,6 +44,7 @@ class PixelDiffusion(FolderMethod):
             -1.2 and 1.2, which leaves too little for the layout of a face when training is short).
         init_from: a pixel-model folder whose weights to start from; None starts from scratch.
         sample_steps: DDIM steps of the sample grids.
+        domain, oracle: what the task `measure` measures on ("faces", "cat", "dog", "fox"), and the oracle that reads it.
         weights: folder that the task `measure` reads and whose card it completes.
 
     Raises:
@@ -62,6 +63,8 @@ class PixelDiffusion(FolderMethod):
         focus_at: tuple[float, float] = (0.7, 1.2),
         init_from: str | None = None,
         sample_steps: int = 30,
+        domain: str = "faces",
+        oracle: str = "editkit:toy-oracle",
         weights: str = "editkit:faces-ddpm",
         optimizer: Any = None,
         scheduler: Any = None,
@@ -79,7 +82,9 @@ class PixelDiffusion(FolderMethod):
         if dropped_skips and self.parameterization == "eps":
             raise UsageError("method.dropped_skips needs a network that predicts v or x0: set method.noise.prediction_type")
         self.focus, self.focus_at = focus, tuple(focus_at)
-        self.sample_steps, self.weights = sample_steps, weights
+        if domain not in KNOWN:
+            raise UsageError(f"method.domain={domain} is unknown.{suggestion(domain, KNOWN)} Choose from {', '.join(KNOWN)}")
+        self.sample_steps, self.weights, self.domain, self.oracle = sample_steps, weights, domain, oracle
         table = self.noise_schedule.table
         self.register_buffer("log_sigma", ((1 - table) / table).log().div(2).float(), persistent=False)
 
@@ -128,7 +133,10 @@ class PixelDiffusion(FolderMethod):
 
     @property
     def tasks(self) -> dict[str, Callable[[Any], Mapping[str, Any]]]:
-        return {"measure": lambda data: record(self.weights, diffusion_figures(load_pixel(self.weights), load_oracle()))}
+        return {"measure": lambda data: record(self.weights, self._figures())}
+
+    def _figures(self) -> dict[str, Any]:
+        return diffusion_figures(load_pixel(self.weights), load_oracle(self.oracle), KNOWN[self.domain])
 
     def save(self, folder: Path) -> None:
         """Write unet/ (half precision) and scheduler/ in diffusers' layout."""

@@ -18,7 +18,7 @@ from editkit.engine.invert import DDIM, replay
 from editkit.engine.sample import sample
 from editkit.errors import UsageError, suggestion
 from editkit.metrics.oracle import Oracle, load_oracle
-from editkit.training.figures import ANIMALS, FACES, Known, oracle_figures, record
+from editkit.training.figures import KNOWN, Known, oracle_figures, record
 from editkit.training.folder import FolderMethod
 
 
@@ -39,8 +39,8 @@ class Readable:
 
 
 READABLE: Mapping[str, Readable] = {
-    "faces": Readable(faces.CATEGORICAL, faces.CONTINUOUS, face_named, FACES),
-    "animals": Readable(animals.CATEGORICAL, animals.CONTINUOUS, animals.animal_named, ANIMALS),
+    "faces": Readable(faces.CATEGORICAL, faces.CONTINUOUS, face_named, KNOWN["faces"]),
+    "animals": Readable(animals.CATEGORICAL, animals.CONTINUOUS, animals.animal_named, KNOWN["animals"]),
 }
 
 
