@@ -18,7 +18,7 @@ SIDE = 8
 def method(**changes) -> PixelGuided:
     torch.manual_seed(6)
     settings = {
-        "classes": ("dark", "light"),
+        "classes": ("dark", "light", "other"),
         "places": ("up.0", "up.1.0"),
         "last": 60,
         "stride": 10,

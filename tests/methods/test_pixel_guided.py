@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,6 @@ from editkit.engine.guidance import Clip, predict
 from editkit.engine.sample import sample
 from editkit.engine.steps import ddim, ddpm_deviation
 from editkit.errors import UsageError, UserError
-from editkit.methods.weakly_supervised.pixel_guided import guidance as guiding
 from editkit.methods.weakly_supervised.pixel_guided.features import at_pixels, noised_maps, watched
 from editkit.methods.weakly_supervised.pixel_guided.guidance import PixelGuidance
 from editkit.methods.weakly_supervised.pixel_guided.maps import IGNORED, moved, named_parts, region, replaced, without_specks
@@ -152,7 +152,8 @@ def guided(made, x, i, sampler="ddpm", scale=3.0, area=None, levels=None):
     _, labels = halves(len(x))
     area = torch.ones(len(x), 1, SIDE, SIDE) if area is None else area
     with watched(backbone, reader.places) as maps:
-        classify = lambda t: reader.steps.on_maps(i - 1, [maps[place] for place in reader.places], (SIDE, SIDE))  # noqa: E731
+        own = partial(reader.steps.on_maps, reader.times.index(int(levels.times[i])), size=(SIDE, SIDE))
+        classify = lambda t: own([maps[place] for place in reader.places])  # noqa: E731
         guide = PixelGuidance(classify, labels, area, levels, torch.full((len(x),), scale), sampler=sampler)
         with torch.no_grad():
             return predict(backbone, x, levels.times[i], None, guide), guide
@@ -207,10 +208,10 @@ def test_the_mean_moves_by_the_steps_variance(made):
     one, guide = guided(made, x, 5, scale=1.0)
     two, _ = guided(made, x, 5, scale=2.0)
     assert torch.allclose(two.mean_shift, 2 * one.mean_shift, rtol=1e-4) and one.mean_shift.abs().max() > 0
-    other = made.backbone.schedule.levels_at([0, 10, 20, 25, 30, 40], entry=1)
-    near, _ = guided(made, x, 5, scale=1.0, levels=made.backbone.schedule.levels_at([0, 10, 20, 30, 40], entry=1))
-    ratio = ddpm_deviation(guide.levels, 5, 4, one) ** 2 / ddpm_deviation(other, 5, 4, one) ** 2
-    assert ratio > 1.5 and near.mean_shift.shape == x.shape
+    sparse = made.backbone.schedule.levels_at([0, 20, 40], entry=1)
+    far, _ = guided(made, x, 3, scale=1.0, levels=sparse)
+    ratio = (ddpm_deviation(sparse, 3, 2, far) / ddpm_deviation(guide.levels, 5, 4, one)) ** 2
+    assert torch.allclose(far.mean_shift, ratio * one.mean_shift, rtol=1e-3, atol=1e-9) and abs(ratio - 1) > 0.02
 
 
 def test_samples_of_a_batch_have_their_own_slopes(made):
@@ -230,7 +231,6 @@ def test_ddim_moves_eps_and_nothing_is_followed_without_a_region(made):
     assert torch.allclose(a * pred.x0 + s * pred.eps, x, atol=1e-4)
     empty, guide = guided(made, x, 5, area=torch.zeros(1, 1, SIDE, SIDE))
     assert empty.mean_shift is None and not guide.needs_grad(1.0)
-    assert guiding.SAMPLERS == ("ddpm", "ddim")
 
 
 # ------------------------------------------------------------------------------------------------------------ editing
@@ -275,8 +275,8 @@ def test_the_map_outside_the_region_has_no_say(made):
     other = [one.with_(segmentation=one.segmentation.clone()) for one in asked]
     for k, one in enumerate(other):
         far = (result.masks[k] == 0) & (torch.arange(SIDE) == 0)
-        one.segmentation[far] = 0.0
-    editor.reader = made.reader()
+        assert far.any()
+        one.segmentation[far] = 2.0  # a part that is not named
     assert torch.equal(editor.edit(other, state).images, result.images)
 
 
@@ -303,8 +303,8 @@ def test_training_files_and_what_they_refuse(made, tmp_path):
     again = method().editor([kept])
     asked = requests()
     assert torch.equal(again.edit(asked, again.prepare(asked)).images, edited(made, asked).images)
-    assert kept.card["classes"] == ["dark", "light"]
-    with pytest.raises(UserError, match="do not fit this recipe's classifiers"):
+    assert kept.card["classes"] == ["dark", "light", "other"]
+    with pytest.raises(UserError, match="do not fit this recipe"):
         method(stride=20).editor([kept])
     with pytest.raises(UserError, match="not of pixel-guided"):
         method().editor([Artefact("x", kept.tensors, card={"kind": "delta"})])

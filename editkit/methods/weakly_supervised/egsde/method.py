@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from editkit.backbones.base import Backbone
 from editkit.backbones.pixel import PixelBackbone
 from editkit.data.items import check_holds
-from editkit.errors import UsageError, UserError
+from editkit.errors import UsageError
 from editkit.methods.weakly_supervised.egsde.editor import EGSDEEditor
 from editkit.networks.noisy_classifier import NoisyClassifier
 from editkit.training.denoising import drawn_times
 from editkit.training.editor import images_of, requests_of
 from editkit.training.folder import network_arguments
 from editkit.training.method import Artefact, Method, OptimizerFactory, SchedulerFactory
+from editkit.training.one_file import take
 
 KIND = "noisy-classifier"
 SHOWN = 8  # translations of a sample grid
@@ -128,18 +129,7 @@ class EGSDE(Method):
         Raises:
             UsageError, UserError: several files, or one that is no classifier of this layout.
         """
-        if len(artefacts) > 1:
-            raise UsageError(f"egsde takes one trained classifier, got {len(artefacts)}: leave out further --weights")
-        for artefact in artefacts:
-            if artefact.card.get("kind") != KIND:
-                raise UserError(
-                    f"the weights {artefact.name!r} are no classifier of egsde ({artefact.card.get('method', 'unknown')})"
-                )
-            try:
-                self.load_trained(artefact.tensors)
-            except ValueError as error:
-                raise UserError(f"the weights {artefact.name!r} do not fit this recipe's classifier: {error}") from error
-        self.classifier.requires_grad_(False).eval()
+        take(self, artefacts, KIND, EGSDEEditor.name)
         return EGSDEEditor(self.backbone, self.classifier.features, **self.sampling)
 
 

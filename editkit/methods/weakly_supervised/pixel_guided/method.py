@@ -16,7 +16,7 @@ from editkit.data.items import check_holds
 from editkit.data.label_map import PALETTE, indexed
 from editkit.engine.cache import InversionCache
 from editkit.engine.rng import generator
-from editkit.errors import UsageError, UserError
+from editkit.errors import UsageError
 from editkit.methods.weakly_supervised.pixel_guided.editor import PixelGuidedEditor, Reader
 from editkit.methods.weakly_supervised.pixel_guided.features import at_pixels, noised_maps
 from editkit.methods.weakly_supervised.pixel_guided.maps import IGNORED, without_specks
@@ -24,6 +24,7 @@ from editkit.networks.pixel_classifiers import PixelClassifiers
 from editkit.training.artefact import trained_files
 from editkit.training.editor import images_of, requests_of
 from editkit.training.method import Artefact, Method, OptimizerFactory, SchedulerFactory
+from editkit.training.one_file import take
 from editkit.training.share import Rows, computed_once, looked_up
 
 KIND = "pixel-classifiers"
@@ -193,22 +194,8 @@ class PixelGuided(Method):
         Raises:
             UsageError, UserError: several files, or one that does not fit.
         """
-        self._take(artefacts)
+        take(self, artefacts, KIND, PixelGuidedEditor.name)
         return PixelGuidedEditor(self.reader(), **self.editing)
-
-    def _take(self, artefacts: Sequence[Artefact]) -> None:
-        if len(artefacts) > 1:
-            raise UsageError(f"pixel-guided takes one trained file, got {len(artefacts)}: leave out further --weights")
-        for artefact in artefacts:
-            if artefact.card.get("kind") != KIND:
-                raise UserError(
-                    f"the weights {artefact.name!r} are not of pixel-guided ({artefact.card.get('method', 'unknown')})"
-                )
-            try:
-                self.load_trained(artefact.tensors)
-            except ValueError as error:
-                raise UserError(f"the weights {artefact.name!r} do not fit this recipe's classifiers: {error}") from error
-        self.requires_grad_(False).eval()
 
     @property
     def tasks(self) -> dict[str, Callable[[Any], Mapping[str, Any]]]:
@@ -217,7 +204,7 @@ class PixelGuided(Method):
 
     def segment(self, data: Any) -> Mapping[str, Any]:
         """Write run_dir/maps/KEY.png for each test image, in the palette's colours."""
-        self._take(trained_files(self.weights, self.run_dir, "weights")[:1])
+        take(self, trained_files(self.weights, self.run_dir, "weights"), KIND, PixelGuidedEditor.name)
         dataset, unsure = data.test_dataset(), []
         for k in range(len(dataset)):
             item = dataset[k]
