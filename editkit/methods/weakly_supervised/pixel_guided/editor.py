@@ -71,13 +71,6 @@ class Reader:
         return maps, divergence.topk(max(1, divergence.shape[1] // 10)).values.mean(1)
 
 
-@dataclass
-class Seen:
-    """What is known of some images: their maps (B, H, W)."""
-
-    maps: Tensor
-
-
 class PixelGuidedEditor(Editor):
     """Changes images inside the region that the named parts have in their own map or in the changed one.
 
@@ -123,19 +116,19 @@ class PixelGuidedEditor(Editor):
         self.clip, self.final_paste, self.cache = clip, final_paste, cache
         self.inversion = Inversion(reader.backbone)
 
-    def prepare(self, requests: Sequence[EditRequest]) -> Seen:
-        """Read the maps of the images."""
-        return Seen(self.reader.segment(images_of(requests).to(self.backbone.device))[0])
+    def prepare(self, requests: Sequence[EditRequest]) -> Tensor:
+        """Return the maps of the images, (B, H, W)."""
+        return self.reader.segment(images_of(requests).to(self.backbone.device))[0]
 
     @torch.no_grad()
-    def edit(self, requests: Sequence[EditRequest], state: Seen | None = None) -> EditResult:
+    def edit(self, requests: Sequence[EditRequest], state: Tensor | None = None) -> EditResult:
         """Return the edited images, with their regions as masks; scores say how well the changed map is found in them."""
-        state = self.prepare(requests) if state is None else state
+        maps = self.prepare(requests) if state is None else state
         images = images_of(requests).to(self.backbone.device)
         wanted = torch.stack([self._wanted(request) for request in requests]).to(images.device)
         parts = [named_parts(request.labels or "", self.reader.classes) for request in requests]
-        areas = torch.stack([region(old, new, own, self.grow) for old, new, own in zip(state.maps, wanted, parts, strict=True)])
-        bare = [region(old, new, own, 0).mean() for old, new, own in zip(state.maps, wanted, parts, strict=True)]
+        areas = torch.stack([region(old, new, own, self.grow) for old, new, own in zip(maps, wanted, parts, strict=True)])
+        bare = [region(old, new, own, 0).mean() for old, new, own in zip(maps, wanted, parts, strict=True)]
         depths = [self._depth(request, float(share)) for request, share in zip(requests, bare, strict=True)]
         found, calls = images.clone(), [0.0] * len(requests)
         for (start, steps), rows in grouped((start, request.steps) for (start, _), request in zip(depths, requests, strict=True)):
