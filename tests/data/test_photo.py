@@ -176,7 +176,8 @@ def _swapped() -> bytes:
 
 
 def test_a_profile_is_converted_for_the_method_and_stays_with_the_file(tmp_path):
-    path = save(tmp_path, scene(), icc_profile=_swapped())
+    profile = _swapped()  # made once: it carries the second of its making
+    path = save(tmp_path, scene(), icc_profile=profile)
     photo = read_photo(path)
     assert np.array_equal(photo.rgb, np.asarray(scene())), "the file's own numbers stay"
     seen = np.asarray(photo.seen((0, 0, 40, 24))).astype(int)
@@ -184,7 +185,7 @@ def test_a_profile_is_converted_for_the_method_and_stays_with_the_file(tmp_path)
     assert np.abs(seen - swapped).max() <= 2, "the method sees what the profile means"
     after = photo.painted((0, 0, 40, 24), photo.seen((0, 0, 40, 24)))
     assert np.abs(after.rgb.astype(int) - photo.rgb.astype(int)).max() <= 3
-    assert after.pil().info["icc_profile"] == _swapped()
+    assert after.pil().info["icc_profile"] == profile
 
 
 def test_a_grey_profile_is_applied(tmp_path):
