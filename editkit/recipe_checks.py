@@ -78,6 +78,7 @@ def check_override(key: str, value: Any, config: Mapping[str, Any], groups: Sequ
             return
         else:
             raise RecipeError(_unknown(parts, depth, node, config, groups))
+    node = _referred(node, config)
     kinds = KINDS.get(key) or (() if node in (None, MISSING) else (type(node),))
     _check_kind(key, value, (float,) if kinds == (int,) and annotated else kinds, node)
 
@@ -190,6 +191,19 @@ def _unknown(parts: list[str], depth: int, node: Any, config: Mapping[str, Any],
     else:
         hint = suggestion(key, keys(config)) or (f" {parent} has {', '.join(known)}." if parent and known else "")
     return f"there is no key {key!r} here.{hint} (+{key}=... adds a new one)"
+
+
+def _referred(node: Any, config: Mapping[str, Any]) -> Any:
+    """Return what an entry such as ${trainer.steps} stands for, None where that is not an entry of `config`."""
+    seen: set[str] = set()
+    while isinstance(node, str) and (reference := re.fullmatch(r"\$\{([\w.]+)\}", node)):
+        if node in seen:
+            return None
+        seen.add(node)
+        node = config
+        for part in reference[1].split("."):
+            node = node.get(part) if isinstance(node, Mapping) else None
+    return node
 
 
 def _check_kind(key: str, value: Any, kinds: Sequence[Any], default: Any) -> None:
