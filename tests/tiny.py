@@ -26,6 +26,7 @@ SIDE = 16  # pixels
 LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]
 LOADERS = {
     "editkit.backbones.pixel.load_pixel": "ddpm",
+    "editkit.backbones.v_diffusion.load_v_diffusion": "v-diffusion",
     "editkit.backbones.latent_folder.load_latent": "latent",
     "editkit.backbones.clip.load_clip": "clip",
     "editkit.backbones.features.load_perceptual": "perceptual",
