@@ -32,23 +32,23 @@ class VDiffusionNet(FeatureNet):
 
     def __init__(self, *, sample_size: int = 256, **network: Any) -> None:
         super().__init__(sample_size=sample_size, **network)
-        self.unet = VDiffusionUNet(**network)
+        self.network = VDiffusionUNet(**network)
 
 
 class VDiffusionBackbone(Backbone):
     """A network of v-diffusion as a Denoiser, frozen and in eval mode. Its condition is `Condition.vector`, None for none.
 
     Args:
-        net: the network.
+        unet: the network.
         clip: makes texts the embeddings that a conditional network reads.
     """
 
     parameterization = "v"
     style = "v-diffusion"
 
-    def __init__(self, net: VDiffusionNet, clip: ClipEncoder | None = None) -> None:
+    def __init__(self, unet: VDiffusionNet, clip: ClipEncoder | None = None) -> None:
         super().__init__()
-        self.net, self.clip = net, clip
+        self.unet, self.clip = unet, clip
         self.schedule: ContinuousCosine = ContinuousCosine()
         self.requires_grad_(False)
         self.eval()
@@ -56,12 +56,12 @@ class VDiffusionBackbone(Backbone):
     @property
     def sample_shape(self) -> tuple[int, int, int]:
         """Return (3, H, W) of the pictures."""
-        return 3, self.net.config["sample_size"], self.net.config["sample_size"]
+        return 3, self.unet.config["sample_size"], self.unet.config["sample_size"]
 
     @property
     def bottleneck_shape(self) -> tuple[int, int, int]:
         """Return (C, h, w) of the innermost level."""
-        channels = self.net.unet.channels
+        channels = self.unet.network.channels
         side = self.sample_shape[1] >> (len(channels) - 1)
         return channels[-1], side, side
 
@@ -72,13 +72,13 @@ class VDiffusionBackbone(Backbone):
 
     def forward(self, x: Tensor, t: float | Tensor, cond: Condition | None = None) -> Prediction:
         """Predict x0 and eps of x (B, 3, H, W) at model time t, 1000 times the network's own."""
-        weight = next(self.net.parameters())
+        weight = next(self.unet.parameters())
         times = torch.as_tensor(t, dtype=torch.float32, device=weight.device).expand(len(x)) / UNITS
-        v = self.net.unet(x.to(weight.dtype), times, self._vector(cond, len(x), weight))
+        v = self.unet.network(x.to(weight.dtype), times, self._vector(cond, len(x), weight))
         return self.schedule.convert(x.float(), t, v.float(), self.parameterization)
 
     def _vector(self, cond: Condition | None, batch: int, like: Tensor) -> Tensor | None:
-        width = self.net.unet.embedding
+        width = self.unet.network.embedding
         if width is None:
             return None
         if cond is None or cond.vector is None:
@@ -91,7 +91,7 @@ class VDiffusionBackbone(Backbone):
         Raises:
             UserError: a prompt for a network that came without its CLIP.
         """
-        width = self.net.unet.embedding
+        width = self.unet.network.embedding
         if width is None:
             return None
         if not request.prompt:
@@ -109,7 +109,7 @@ class VDiffusionBackbone(Backbone):
     def time_embedding(self, t: float | Tensor) -> Tensor:
         """Return the planes that tell the time, as vectors (B, 16)."""
         times = torch.as_tensor(t, dtype=torch.float32, device=self.device).reshape(-1) / UNITS
-        return self.net.unet.told(times)
+        return self.unet.network.told(times)
 
     def halves(self, x: Tensor, t: float | Tensor, cond: Condition | None = None) -> tuple[Tensor, Finish]:
         """Refuse: levels that lie in one another have no halves.
@@ -121,11 +121,11 @@ class VDiffusionBackbone(Backbone):
 
     def places(self) -> dict[str, nn.Module]:
         """Return the innermost level."""
-        return {"bottleneck": self.net.unet.innermost()}
+        return {"bottleneck": self.unet.network.innermost()}
 
     def identity(self) -> Mapping[str, Tensor]:
         """Return the network's weights, which a trained file's backbone is told by, not those of its CLIP."""
-        return self.net.state_dict()
+        return self.unet.state_dict()
 
 
 def load_v_diffusion(path: str | Path, *, clip: ClipEncoder | None = None, dtype: str = "float32") -> VDiffusionBackbone:
@@ -140,7 +140,7 @@ def load_v_diffusion(path: str | Path, *, clip: ClipEncoder | None = None, dtype
         UserError: no such weights, something else in the folder, an unknown dtype, or a CLIP of another width.
     """
     net = VDiffusionNet.load(resolve(path)).to(dtype_of(dtype))
-    width = net.unet.embedding
+    width = net.network.embedding
     if clip is not None and width is not None and clip.dim != width:
         raise UserError(f"{path} reads CLIP embeddings of {width} numbers, and this CLIP's have {clip.dim}: give ViT-B/16's")
     return VDiffusionBackbone(net, clip)

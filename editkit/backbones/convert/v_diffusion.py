@@ -22,8 +22,8 @@ def convert(source: Source) -> Converted:
         UserError: another network of the same publisher, or a variant.
     """
     net = VDiffusionNet(sample_size=source.number("size") or SIZE, **architecture(source))
-    filled(net, source.name, {f"unet.{name}": value.float() for name, value in source.tensors.items()})
-    card = {"parameters": sum(p.numel() for p in net.parameters()), "conditional": net.unet.embedding is not None}
+    filled(net, source.name, {f"network.{name}": value.float() for name, value in source.tensors.items()})
+    card = {"parameters": sum(p.numel() for p in net.parameters()), "conditional": net.network.embedding is not None}
     use = "editkit.backbones.v_diffusion.load_v_diffusion: {path}"
     return Converted(card, use, lambda folder: write_features(folder, net))
 
