@@ -70,7 +70,9 @@ def test_a_recipe_may_be_a_file(own, tmp_path):
 def test_an_entry_that_refers_to_another_takes_what_that_one_takes(own):
     """Not the text that a reference is written as."""
     mine = own / "recipe" / "mine.yaml"
-    mine.write_text(mine.read_text() + "\nextra: {total: '${trainer.steps}', round: '${extra.round}', gone: '${nowhere.at.all}'}\n")
+    mine.write_text(
+        mine.read_text() + "\nextra: {total: '${trainer.steps}', round: '${extra.round}', gone: '${nowhere.at.all}'}\n"
+    )
     cfg = recipe.compose(["recipe=mine", "extra.total=30", "extra.round=3", "extra.gone=4"], conf_dirs=[own])
     assert (cfg.extra.total, cfg.extra.round, cfg.extra.gone) == (30, 3, 4)
     with pytest.raises(RecipeError, match="extra.total must be a whole number"):

@@ -16,7 +16,7 @@ from editkit.backbones.assets import resolve
 from editkit.backbones.clip import ClipEncoder
 from editkit.backbones.pixel import PixelBackbone
 from editkit.data.items import image_tensor
-from editkit.data.toyworld import animals
+from editkit.data.toyworld import animals, styled
 from editkit.data.toyworld.faces import CATEGORICAL, HAIRS, Face, render, visible
 from editkit.data.toyworld.world import EDITS, SOURCE_PROMPT, counterfactual, face_at, sources
 from editkit.engine.invert import DDIM, FixedPoint, Inverter, replay
@@ -80,6 +80,12 @@ KNOWN: Mapping[str, Known] = {
     "faces": FACES,
     "animals": _animals(animals.KINDS),
     **{kind: _animals([kind]) for kind in animals.KINDS},
+    "styles": Known(
+        lambda k: styled.key_of("train", k, styled.STYLES[k % len(styled.STYLES)]),
+        lambda k: styled.styled_at("test", k, styled.STYLES[k % len(styled.STYLES)]),
+        styled.render,
+        styled.visible,
+    ),
 }
 
 

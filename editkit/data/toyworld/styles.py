@@ -13,7 +13,7 @@ def restyled(image: np.ndarray, style: str) -> np.ndarray:
 
     Args:
         image: uint8 (H, W, 3) RGB.
-        style: "plain" (as it is), "pencil", "poster", "mosaic" or "neon".
+        style: "plain" (as it is), "pencil", "ink", "poster", "mosaic", "watercolour" or "neon".
 
     Returns:
         uint8 (H, W, 3) RGB.
@@ -34,6 +34,14 @@ def _pencil(image: np.ndarray) -> np.ndarray:
     return np.repeat(np.clip(paper, 0, 255).astype(np.uint8)[..., None], 3, axis=-1)
 
 
+def _ink(image: np.ndarray) -> np.ndarray:
+    grey = image @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    rows, columns = np.indices(grey.shape) * (64 / image.shape[0])
+    hatched = (rows + columns) % 4 < 2  # strokes across what is dark
+    black = (_edges(image) > 0.1) | (grey < 62) | (hatched & (grey < 150))
+    return np.where(black[..., None], (26, 28, 58), (250, 246, 232)).astype(np.uint8)
+
+
 def _poster(image: np.ndarray) -> np.ndarray:
     flat = np.clip(np.round(image.astype(np.float32) / 64) * 64, 0, 255)
     flat[_edges(image) > 0.3] = (24, 20, 28)
@@ -52,6 +60,15 @@ def _mosaic(image: np.ndarray) -> np.ndarray:
     return large
 
 
+def _watercolour(image: np.ndarray) -> np.ndarray:
+    wet = Image.fromarray(image).filter(ImageFilter.MedianFilter(3)).filter(ImageFilter.GaussianBlur(image.shape[0] / 80))
+    pale = 255 - (255 - np.asarray(wet, dtype=np.float32)) * 0.62
+    rows, columns = np.indices(image.shape[:2]) * (64 / image.shape[0])
+    grain = np.sin(rows * 0.9 + 2 * np.sin(columns * 0.35)) * np.sin(columns * 1.1 + 2 * np.sin(rows * 0.3))
+    rims = np.clip(_edges(np.asarray(wet)) * 1.6, 0, 0.5)[..., None]  # colour gathers where a wash ends
+    return np.clip((pale + 7 * grain[..., None]) * (1 - rims) + rims * image * 0.55, 0, 255).astype(np.uint8)
+
+
 def _neon(image: np.ndarray) -> np.ndarray:
     colour = image.astype(np.float32)
     vivid = np.clip((colour - colour.mean(axis=-1, keepdims=True)) * 2.2 + 170, 0, 255)
@@ -62,7 +79,17 @@ def _neon(image: np.ndarray) -> np.ndarray:
 FILTERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "plain": lambda image: image,
     "pencil": _pencil,
+    "ink": _ink,
     "poster": _poster,
     "mosaic": _mosaic,
+    "watercolour": _watercolour,
     "neon": _neon,
+}
+CALLED = {
+    "pencil": "a pencil drawing",
+    "ink": "an ink drawing",
+    "poster": "a poster",
+    "mosaic": "a mosaic",
+    "watercolour": "a watercolour painting",
+    "neon": "a neon sign",
 }

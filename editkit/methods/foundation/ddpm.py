@@ -44,7 +44,8 @@ class PixelDiffusion(FolderMethod):
             -1.2 and 1.2, which leaves too little for the layout of a face when training is short).
         init_from: a pixel-model folder whose weights to start from; None starts from scratch.
         sample_steps: DDIM steps of the sample grids.
-        domain, oracle: what the task `measure` measures on ("faces", "cat", "dog", "fox"), and the oracle that reads it.
+        domain: what the task `measure` measures on: "faces", "cat", "dog", "fox" or "styles".
+        oracle: what reads it.
         weights: folder that the task `measure` reads and whose card it completes.
 
     Raises:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from editkit.backbones.pixel import load_pixel
 from editkit.data.disturbances import disturbed
 from editkit.data.pairs import face_named
-from editkit.data.toyworld import animals, faces
+from editkit.data.toyworld import animals, faces, styled
 from editkit.engine.invert import DDIM, replay
 from editkit.engine.sample import sample
 from editkit.errors import UsageError, suggestion
@@ -41,6 +41,7 @@ class Readable:
 READABLE: Mapping[str, Readable] = {
     "faces": Readable(faces.CATEGORICAL, faces.CONTINUOUS, face_named, KNOWN["faces"]),
     "animals": Readable(animals.CATEGORICAL, animals.CONTINUOUS, animals.animal_named, KNOWN["animals"]),
+    "styles": Readable(styled.CATEGORICAL, styled.CONTINUOUS, styled.styled_named, KNOWN["styles"]),
 }
 
 
@@ -48,7 +49,7 @@ class FactorReader(FolderMethod):
     """Train the oracle on renders, disturbed renders and a diffusion model's reconstructions of renders.
 
     Args:
-        domain: what it reads, "faces" or "animals"; the data's.
+        domain: what it reads, "faces", "animals" or "styles"; the data's.
         backbone: the model whose reconstructions are mixed in; None trains on renders alone.
         reconstructions: how many training images to reconstruct once, before training.
         steps: DDIM steps of inversion and reconstruction.
