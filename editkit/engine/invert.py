@@ -18,10 +18,10 @@ from editkit.engine.cycle import CycleDiffusion
 from editkit.engine.denoiser import Denoiser
 from editkit.engine.direct import Direct
 from editkit.engine.edict import EDICT
+from editkit.engine.multistep import plms
 from editkit.engine.negative_prompt import NegativePrompt
 from editkit.engine.noised import EditFriendly, SDEdit
 from editkit.engine.null_text import NullText
-from editkit.engine.multistep import plms
 from editkit.engine.ode import DDIM, PLMS, FixedPoint
 from editkit.engine.renoise import ReNoise
 from editkit.engine.sample import Noise

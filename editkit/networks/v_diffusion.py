@@ -28,7 +28,9 @@ class Fourier(nn.Module):
         self.register_buffer("weight", torch.randn(width // 2, 1) * std)
 
     def forward(self, value: Tensor) -> Tensor:
-        angles = 2 * math.pi * value.float()[:, None] * self.weight.float().T  # no product of matrices, which autocast would round
+        angles = (
+            2 * math.pi * value.float()[:, None] * self.weight.float().T
+        )  # no product of matrices, which autocast would round
         return torch.cat([angles.cos(), angles.sin()], 1)
 
 

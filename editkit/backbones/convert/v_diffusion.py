@@ -45,6 +45,9 @@ def architecture(source: Source) -> dict[str, Any]:
     return found
 
 
-SETTINGS = {"head_channels": "channels of an attention head (64 of cc12m_1, 128 of wikiart_256)", "size": "side of its images (256)"}
+SETTINGS = {
+    "head_channels": "channels of an attention head (64 of cc12m_1, 128 of wikiart_256)",
+    "size": "side of its images (256)",
+}
 MARKS = (("timestep_embed.weight", "net.0.main.0.weight", "net.4.main.1.main.0.weight"),)
 LAYOUT = Layout("v-diffusion", "v-diffusion .pth (cc12m_1, wikiart_256)", MARKS, convert, SETTINGS)
