@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -128,12 +128,14 @@ class VDiffusionBackbone(Backbone):
         return self.unet.state_dict()
 
 
-def load_v_diffusion(path: str | Path, *, clip: ClipEncoder | None = None, dtype: str = "float32") -> VDiffusionBackbone:
+def load_v_diffusion(
+    path: str | Path, *, clip: Callable[[], ClipEncoder] | None = None, dtype: str = "float32"
+) -> VDiffusionBackbone:
     """Load a model that `editkit convert` made of a checkpoint of v-diffusion.
 
     Args:
         path: its folder, or its name in $EDITKIT_WEIGHTS.
-        clip: the CLIP whose embeddings condition it, ViT-B/16 for cc12m_1.
+        clip: makes the CLIP whose embeddings condition it, ViT-B/16 for cc12m_1.
         dtype: precision of the network, "float32", "bfloat16" or "float16".
 
     Raises:
@@ -141,6 +143,9 @@ def load_v_diffusion(path: str | Path, *, clip: ClipEncoder | None = None, dtype
     """
     net = VDiffusionNet.load(resolve(path)).to(dtype_of(dtype))
     width = net.network.embedding
-    if clip is not None and width is not None and clip.dim != width:
-        raise UserError(f"{path} reads CLIP embeddings of {width} numbers, and this CLIP's have {clip.dim}: give ViT-B/16's")
-    return VDiffusionBackbone(net, clip)
+    if clip is None or width is None:
+        return VDiffusionBackbone(net)
+    encoder = clip()
+    if encoder.dim != width:
+        raise UserError(f"{path} reads CLIP embeddings of {width} numbers, and this CLIP's have {encoder.dim}: give ViT-B/16's")
+    return VDiffusionBackbone(net, encoder)

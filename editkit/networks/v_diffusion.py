@@ -17,7 +17,7 @@ from torch import Tensor, nn
 PLANES = 16  # Fourier features of the time that stand beside the picture
 MAPPED = 1024  # width of the vector that modulates the blocks
 TIME_WIDTH = 128  # of the time in that vector
-LOGSNR_BOUND = 20.0  # keeps the log-SNR of a clean picture finite; no grid of levels comes near
+LEAST = 1e-5  # of a and s, which keeps the log-SNR finite at both ends; no grid of levels comes near
 
 
 class Fourier(nn.Module):
@@ -210,7 +210,8 @@ class VDiffusionUNet(nn.Module):
 def log_snr(t: Tensor) -> Tensor:
     """Return log(a^2 / s^2) at times in [0, 1], kept finite at both ends."""
     angle = t * math.pi / 2
-    return (2 * (angle.cos().log() - angle.sin().log())).clamp(-LOGSNR_BOUND, LOGSNR_BOUND)
+    a, s = angle.cos().clamp(min=LEAST), angle.sin().clamp(min=LEAST)
+    return 2 * (a.log() - s.log())
 
 
 def _activation(channels: int, modulated: int | None) -> Iterator[nn.Module]:

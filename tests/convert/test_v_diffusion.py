@@ -183,10 +183,9 @@ def test_the_command_converts_it(tmp_path):
     assert "conditional True" in told[0] and load_v_diffusion(target).unet.network.embedding == DIM
 
 
-@pytest.mark.parametrize(("name", "conditional"), [("cc12m_1_cfg", True), ("wikiart_256", False)])
-def test_the_published_sizes(name, conditional):
+@pytest.mark.parametrize(("name", "count"), [("cc12m_1_cfg", 602_895_947), ("wikiart_256", 291_054_347)])
+def test_the_published_sizes(name, count):
     with weightless():
         network = load_v_diffusion(f"v-diffusion/{name}").unet.network
-    count = sum(weight.numel() for weight in network.parameters()) + sum(weight.numel() for weight in network.buffers())
-    assert conditional == (network.embedding is not None) and network.channels[-1] == 1024
-    assert round(count / 1e6) == 602 if conditional else count > 1e8, "602 million, as its publishers say"
+    assert sum(tensor.numel() for tensor in network.state_dict().values()) == count
+    assert (network.embedding is not None) == (name == "cc12m_1_cfg")
