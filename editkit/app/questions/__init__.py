@@ -11,10 +11,11 @@ from editkit.app.questions.domains import Domains
 from editkit.app.questions.exemplars import Exemplars
 from editkit.app.questions.faces import Faces
 from editkit.app.questions.instructions import Instructions
+from editkit.app.questions.maps import Maps
 from editkit.errors import UsageError, suggestion
 
 QUESTIONS: Mapping[str, Questions] = MappingProxyType(
-    {kind.name: kind for kind in (Faces(), Animals(), Instructions(), Exemplars(), Domains())}
+    {kind.name: kind for kind in (Faces(), Maps(), Animals(), Instructions(), Exemplars(), Domains())}
 )
 
 

@@ -112,7 +112,13 @@ def test_judges_that_are_missing_are_named(home, tmp_path, monkeypatch):
         evaluate(options(home, tmp_path / "out"))
 
 
-def test_a_baseline_whose_weights_are_missing_is_named(home, tmp_path):
+def test_a_baseline_whose_weights_are_missing_is_named(home, tmp_path, monkeypatch):
+    rest = tmp_path / "rest"
+    rest.mkdir()
+    for folder in assets._assets().iterdir():
+        if folder.name != "toy-inpainting":
+            (rest / folder.name).symlink_to(folder)
+    monkeypatch.setattr(assets, "_assets", lambda: rest)
     asked = options(home, tmp_path, "copy-paste", "exemplars", edits=[], baselines=["inpaint"])
     with pytest.raises(UserError, match=r"the baseline inpaint: .*toy-inpainting.*--baseline"):
         evaluate(asked)
