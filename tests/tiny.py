@@ -26,6 +26,7 @@ SIDE = 16  # pixels
 LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]
 LOADERS = {
     "editkit.backbones.pixel.load_pixel": "ddpm",
+    "editkit.backbones.v_diffusion.load_v_diffusion": "v-diffusion",
     "editkit.backbones.latent_folder.load_latent": "latent",
     "editkit.backbones.clip.load_clip": "clip",
     "editkit.backbones.features.load_perceptual": "perceptual",
@@ -39,6 +40,7 @@ def write_all(folder: Path) -> Path:
     from tests.backbones import tiny_latent
 
     write_pixel(folder / "ddpm")
+    write_v_diffusion(folder / "v-diffusion")
     tiny_latent.folder(folder / "latent")
     tiny_latent.folder(folder / "inpainting", 9)
     write_clip(folder / "clip")
@@ -68,6 +70,15 @@ def write_pixel(folder: Path) -> Path:
     ).save_pretrained(folder / "unet")
     DDPMScheduler(prediction_type="v_prediction", clip_sample=False).save_pretrained(folder / "scheduler")
     return folder
+
+
+def write_v_diffusion(folder: Path) -> Path:
+    """Write a network of v-diffusion of 16 x 16 pixels that reads the embeddings of `write_clip`'s texts."""
+    from editkit.backbones.v_diffusion import VDiffusionNet
+
+    torch.manual_seed(0)
+    network = {"channels": [8, 8, 16], "blocks": 1, "attended": 2, "head_channels": 8, "embedding": 16, "mapped": 16}
+    return VDiffusionNet(sample_size=SIDE, **network).save(folder)
 
 
 def write_clip(folder: Path) -> Path:

@@ -18,10 +18,11 @@ from editkit.engine.cycle import CycleDiffusion
 from editkit.engine.denoiser import Denoiser
 from editkit.engine.direct import Direct
 from editkit.engine.edict import EDICT
+from editkit.engine.multistep import plms
 from editkit.engine.negative_prompt import NegativePrompt
 from editkit.engine.noised import EditFriendly, SDEdit
 from editkit.engine.null_text import NullText
-from editkit.engine.ode import DDIM, FixedPoint
+from editkit.engine.ode import DDIM, PLMS, FixedPoint
 from editkit.engine.renoise import ReNoise
 from editkit.engine.sample import Noise
 from editkit.engine.steps import ddim, sigma
@@ -34,6 +35,7 @@ __all__ = [
     "GUIDED",
     "INVERTERS",
     "OBELM",
+    "PLMS",
     "CycleDiffusion",
     "Direct",
     "EditFriendly",
@@ -62,6 +64,7 @@ class Inverter(Protocol):
 
 _ALL: tuple[type[Inverter], ...] = (
     DDIM,
+    PLMS,
     FixedPoint,
     ReNoise,
     EDICT,
@@ -79,6 +82,7 @@ GUIDED = frozenset({NullText.name, NegativePrompt.name})  # these need Guided(de
 _WAYS_BACK: dict[str, Callable[[Trajectory], dict[str, Any]]] = {
     EDICT.name: edict.way_back,
     OBELM.name: belm.way_back,
+    PLMS.name: lambda trajectory: {"step": plms},
     Direct.name: direct.way_back,
     NullText.name: pivotal.way_back,
     NegativePrompt.name: pivotal.way_back,
@@ -88,8 +92,8 @@ _WAYS_BACK: dict[str, Callable[[Trajectory], dict[str, Any]]] = {
 def replay(trajectory: Trajectory) -> dict[str, Any]:
     """Return the arguments of `sample` that walk a trajectory back.
 
-    x, levels and start; step and noise of stochastic inverters; step, query and output of coupled ones; guidance of those
-    that invert guided sampling; on_step of those that look after a step.
+    x, levels and start; step of a multistep inverter; step and noise of stochastic ones; step, query and output of coupled
+    ones; guidance of those that invert guided sampling; on_step of those that look after a step.
     """
     back: dict[str, Any] = {"x": trajectory.x, "levels": trajectory.levels, "start": trajectory.start}
     if trajectory.noises:

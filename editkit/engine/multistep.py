@@ -7,11 +7,12 @@ passes, are taken as DDIM takes them; on a step's first call in a loop, without 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from editkit.engine.steps import History, check_down, ddim, eps_weight
+from editkit.engine.steps import History, check_down, ddim, ddim_mean, eps_weight
 from editkit.errors import UsageError
 from editkit.types import Levels, Prediction
 
@@ -70,10 +71,21 @@ def plms(levels: Levels, i: int, j: int, x: Tensor, pred: Prediction, history: H
     if history and levels.times[i] == levels.times[j]:
         before, earlier = history[-1]
         return x + 0.5 * eps_weight(levels, before, j) * (pred.eps - earlier.eps)
-    known = [pred.eps, *(past.eps for k, past in reversed(history) if levels.times[k] != levels.times[k - 1])][:4]
+    known = [past for k, past in reversed(history) if levels.times[k] != levels.times[k - 1]]
+    return adams_bashforth(levels, i, j, pred, known)
+
+
+def adams_bashforth(levels: Levels, i: int, j: int, pred: Prediction, earlier: Sequence[Prediction]) -> Tensor:
+    """Move from level i to j, up or down, by DDIM along the Adams-Bashforth mean of up to four eps.
+
+    Args:
+        pred: at level i.
+        earlier: those before it on the way, newest first; without any the move is DDIM.
+    """
+    known = [pred.eps, *(past.eps for past in earlier)][:4]
     weighted = (weight * eps for weight, eps in zip(_ADAMS_BASHFORTH[len(known) - 1], known, strict=True))
     mean = sum(weighted, torch.zeros_like(pred.eps))
-    return ddim(levels, i, j, x, pred, history, None) + eps_weight(levels, i, j) * (mean - pred.eps)
+    return ddim_mean(levels, j, pred) + eps_weight(levels, i, j) * (mean - pred.eps)
 
 
 def warm_up(levels: Levels, start: int) -> Levels:

@@ -83,8 +83,7 @@ class Schedule:
         Raises:
             ValueError: a number outside [-1, T-1].
         """
-        if not isinstance(t, Tensor) and not -1 <= t <= len(self) - 1:
-            raise ValueError(f"time {t} is outside this schedule's [-1, {len(self) - 1}]")
+        self.check_time(t)
         t = torch.as_tensor(t, dtype=torch.float64)
         table = self._table_on(t.device)
         place = t + 1
@@ -95,6 +94,11 @@ class Schedule:
         below_sigma, above_sigma = (((1 - value) / value).sqrt() for value in (below, above))
         between = 1 / (1 + (below_sigma + (place - low) * (above_sigma - below_sigma)) ** 2)
         return torch.where(place == low, below, between)
+
+    def check_time(self, t: float | Tensor) -> None:
+        """Raise ValueError for a number outside [-1, T-1]; times in tensors are not looked at."""
+        if not isinstance(t, Tensor) and not -1 <= t <= len(self) - 1:
+            raise ValueError(f"time {t} is outside this schedule's [-1, {len(self) - 1}]")
 
     def coefficients(self, t: float | Tensor, x: Tensor) -> tuple[float | Tensor, float | Tensor]:
         """Return (a, s) at `t`: floats for one time, tensors (B, 1, ...) in the dtype of `x` for a time per sample."""

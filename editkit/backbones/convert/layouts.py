@@ -20,13 +20,14 @@ from editkit.backbones.convert import (
     lpips,
     pbe,
     sd,
+    v_diffusion,
 )
 from editkit.backbones.convert.layout import Layout
 from editkit.backbones.convert.reading import tensor_sets
 from editkit.errors import UsageError, UserError, suggestion
 
 # Of layouts that fit, the later one is taken: a ControlNet's file holds the whole Stable Diffusion that it steers.
-_MODULES = (ddpm, adm, diffusionclip, asyrp, clip, irse50, lpips, sd, pbe, controlnet, cyclenet)
+_MODULES = (ddpm, adm, diffusionclip, asyrp, clip, irse50, lpips, sd, pbe, controlnet, cyclenet, v_diffusion)
 LAYOUTS = {module.LAYOUT.name: module.LAYOUT for module in _MODULES}
 SHOWN = 3
 
