@@ -65,6 +65,9 @@ toy-weights: $(INSTALLED) ## train the bundled models again, into editkit/assets
 	$(BIN)/editkit train recipe=toy/latent $(ON_VAE) $(SHAPES) method.init_from=runs/toy/latent/export -o runs/toy/latent-shapes
 	$(BIN)/editkit train recipe=toy/latent $(ON_VAE) trainer.steps=4000 method.init_from=runs/toy/latent-shapes/export -o runs/toy/latent-all
 	mkdir -p editkit/assets/toy-latent && cp -r runs/toy/latent-all/export/. editkit/assets/toy-latent/
+	$(BIN)/editkit train recipe=toy/inpainting trainer.steps=1500 method.times=[0.25,1] -o runs/toy/inpainting
+	mkdir -p editkit/assets/toy-inpainting && cp -r runs/toy/inpainting/export/. editkit/assets/toy-inpainting/
+	rm -r editkit/assets/toy-inpainting/vae # toy-latent's
 	@for name in $(MEASURED); do $(BIN)/editkit task toy/$$name measure || exit 1; done
 	@mkdir -p editkit/assets/asyrp
 	@$(call edit,a smiling face,)
