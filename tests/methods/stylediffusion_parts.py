@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from editkit.methods.weakly_supervised.stylediffusion import StyleDiffusion, StyleDiffusionEditor
 from editkit.methods.weakly_supervised.stylediffusion.style import Gray
 from editkit.training.mix import Checkpoint
-from tests.methods.asyrp_parts import tiny_backbone
+from tests.methods.asyrp_parts import ready, tiny_backbone
 
 T0, T_REMOVAL, N, N_TRAIN, REPEATS, RATE = 301, 601, 6, 3, 2, 0.02
+BATCHES = ([0, 1], [2, 3])  # an epoch of four images
 
 
 class TinyClip(torch.nn.Module):
@@ -54,6 +55,14 @@ def editor_of(backbone, *networks, **settings) -> StyleDiffusionEditor:
     checkpoints = [Checkpoint(f"network {n}", network, T0) for n, network in enumerate(networks)]
     given = {"n_inv": N, "n_test": N, "measure": False, "removal": Gray()} | settings
     return StyleDiffusionEditor(backbone, checkpoints, **given)
+
+
+def trained(data, batches=BATCHES, **changes) -> StyleDiffusion:
+    method = ready(tiny_method(**changes), steps=1000)
+    method.precompute(data)
+    for rows in batches:
+        method.stepper.run(data.batch(list(rows)))
+    return method
 
 
 # The paper's algorithm on a network that predicts v, by hand.

@@ -8,18 +8,29 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.utils import parameters_to_vector as vector
 
 from editkit import recipe
 from editkit.engine.cache import InversionCache
 from editkit.engine.count import count_calls
 from editkit.errors import UsageError, UserError
-from editkit.methods.weakly_supervised.stylediffusion.style import Disentanglement, Gray, Removal, luma, style_picture
-from editkit.training.artefact import Artefact
+from editkit.methods.weakly_supervised.stylediffusion.style import Disentanglement, Removal, luma, style_picture
 from tests.methods.asyrp_parts import Images, ready, tiny_backbone
-from tests.methods.diffusionclip_parts import reconstruction, stirred
-from tests.methods.stylediffusion_parts import N_TRAIN, REPEATS, T0, N, TinyClip, editor_of, epoch, gray, removed, tiny_method
+from tests.methods.diffusionclip_parts import reconstruction
+from tests.methods.stylediffusion_parts import (
+    BATCHES,
+    N_TRAIN,
+    REPEATS,
+    N,
+    TinyClip,
+    editor_of,
+    epoch,
+    gray,
+    removed,
+    tiny_method,
+    trained,
+)
 
-BATCHES = ([0, 1], [2, 3])
 WRONG = (
     "coloured contents",
     "contents compared in colour",
@@ -38,21 +49,8 @@ def backbone():
 
 
 @pytest.fixture(scope="module")
-def tuned(backbone):
-    return stirred(backbone)
-
-
-@pytest.fixture(scope="module")
 def images():
     return Images(4)
-
-
-def trained(data, batches=BATCHES, **changes):
-    method = ready(tiny_method(**changes), steps=1000)
-    method.precompute(data)
-    for rows in batches:
-        method.stepper.run(data.batch(list(rows)))
-    return method
 
 
 # Training.
@@ -66,9 +64,9 @@ def one_epoch(images):
 def difference(method, images, wrong=None):
     """Return how far the method's network moved, and how far it is from that of the epoch by hand."""
     (left, right), original = [images.images[rows] for rows in BATCHES], method.backbone
-    by_hand = torch.nn.utils.parameters_to_vector(epoch(original, TinyClip(), method.picture, [left, right], wrong).parameters())
-    own, start = (torch.nn.utils.parameters_to_vector(one.parameters()).detach() for one in (method.network(), original))
-    return float((own - start).norm()), float((own - by_hand).norm())
+    by_hand = epoch(original, TinyClip(), method.picture, [left, right], wrong)
+    own, start, theirs = (vector(one.parameters()).detach() for one in (method.network(), original, by_hand))
+    return float((own - start).norm()), float((own - theirs).norm())
 
 
 def test_an_epoch_is_that_of_the_paper_written_by_hand(one_epoch, images):
@@ -224,66 +222,5 @@ def test_a_style_picture_is_a_file_or_a_toy_style(tmp_path):
         style_picture("toy:pencl", (8, 8))
     with pytest.raises(UsageError, match="content_removal=grey is unknown"):
         tiny_method(content_removal="grey")
-
-
-# Editing.
-
-
-def test_the_original_network_brings_the_gray_content_back(backbone, tuned, images):
-    plain = reconstruction(backbone, luma(images.images), N, T0)
-    assert torch.equal(editor_of(backbone, backbone).edit(images.requests()).images, plain)
-    assert torch.equal(editor_of(backbone, tuned).edit(images.requests(strength=0.0)).images, plain)
-    assert not torch.allclose(editor_of(backbone, tuned).edit(images.requests()).images, plain, atol=1e-2)
-
-
-def test_contents_may_lose_what_a_painting_has_of_style(backbone, tuned, images):
-    removal = tiny_method(backbone=backbone, content_removal="full").content_removal
-    gray_alone, full = (editor_of(backbone, tuned, removal=one).edit(images.requests()) for one in (Gray(), removal))
-    assert full.scores["network_calls"] == [2 * N - 1 + 2 * N - 1.0] * 4
-    assert gray_alone.scores["network_calls"] == [2 * N - 1.0] * 4
-    assert not torch.allclose(full.images, gray_alone.images, atol=1e-2)
-
-
-def test_noised_contents_give_results_of_their_own(backbone, tuned, images):
-    requests = images.requests()[:1]
-    again = [request.with_(sample=1) for request in requests]
-    other = [request.with_(seed=7) for request in requests]
-    fixed, free = (editor_of(backbone, tuned, stochastic=flag) for flag in (False, True))
-    assert torch.equal(fixed.edit(requests).images, fixed.edit(again).images)
-    results = [free.edit(one).images for one in (requests, again, other)]
-    assert all(not torch.allclose(results[a], results[b], atol=1e-2) for a, b in ((0, 1), (0, 2), (1, 2)))
-    assert torch.equal(results[0], free.edit(requests).images)
-    assert free.edit(requests).scores["network_calls"] == [float(N)]
-
-
-def test_a_later_time_leads_farther_from_the_content(backbone, tuned, images):
-    contents = luma(images.images)
-    distances = [
-        float((editor_of(backbone, tuned, start=t).edit(images.requests()).images - contents).abs().mean())
-        for t in (101, 301, 601)
-    ]
-    assert distances == sorted(distances)
-
-
-def test_a_saved_style_is_that_of_the_network(one_epoch, images, tmp_path):
-    (path,) = one_epoch.export(tmp_path)
-    artefact = Artefact.load(path)
-    assert path.name == "neon.safetensors"
-    assert {key: artefact.card[key] for key in ("style", "kind", "t0", "t_removal")} == {
-        "style": "neon",
-        "kind": "difference",
-        "t0": T0,
-        "t_removal": 601,
-    }
-    fresh = tiny_method(style="a picture that is not here any more.png")
-    own = editor_of(one_epoch.backbone, one_epoch.network()).edit(images.requests()).images
-    again = fresh.editor([artefact]).edit(images.requests()).images
-    assert fresh.tuned is None and torch.allclose(own, again, atol=5e-3)
-    assert (own - editor_of(one_epoch.backbone, one_epoch.backbone).edit(images.requests()).images).abs().max() > 10 * (
-        own - again
-    ).abs().max()
-    assert tiny_method(t_test=401).editor([artefact]).start == 401
-    mixture = tiny_method(mix={0: [1, 0]}).editor([artefact, Artefact("none", artefact.tensors, 0.0, artefact.card)])
-    assert torch.equal(mixture.edit(images.requests()).images, again)
-    with pytest.raises(UserError, match="are of no style .made by editkit.other"):
-        fresh.editor([Artefact("odd", artefact.tensors, card={"kind": "difference", "t0": T0, "method": "editkit.other"})])
+    with pytest.raises(UsageError, match=r"one picture: give method\.style=FILE"):
+        tiny_method(style=None).prepare_training()

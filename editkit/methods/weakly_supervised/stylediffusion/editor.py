@@ -67,7 +67,7 @@ def styled_by(artefact: Artefact, backbone: Backbone) -> Checkpoint:
     Raises:
         UserError: a file of another method, whose network expects colours, or what `tuned_by` refuses.
     """
-    if "style" not in artefact.card:
+    if "style_picture" not in artefact.card:
         maker = artefact.card.get("method", "something unknown")
         raise UserError(f"the weights {artefact.name!r} are of no style (made by {maker}): train one with recipe=stylediffusion")
     return checkpoint_of(artefact, backbone)

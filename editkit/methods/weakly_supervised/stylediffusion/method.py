@@ -56,7 +56,7 @@ class StyleDiffusion(TunedCopy):
     Args:
         backbone: a model of the domain that has no style, such as photographs; it stays as it is, a copy is trained.
         clip: makes the CLIP whose embeddings of images are compared.
-        style: the style picture, see `style_picture`.
+        style: the style picture, see `style_picture`; None = there is one in the trained files that edit.
         content_removal: what is removed of contents: "gray" the colour, which is all of a photograph's style; "full" as of the
             style picture, for paintings.
         t_removal, n_removal: time up to which the style is removed, and the levels up and down: the larger the time, the more
@@ -80,7 +80,7 @@ class StyleDiffusion(TunedCopy):
         *,
         backbone: Backbone,
         clip: Callable[[], ClipEncoder],
-        style: str,
+        style: str | None,
         content_removal: str = "gray",
         t_removal: int = 601,
         n_removal: int = 40,
@@ -100,7 +100,7 @@ class StyleDiffusion(TunedCopy):
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
     ) -> None:
-        super().__init__(backbone, style_name(style), optimizer=optimizer, scheduler=scheduler)
+        super().__init__(backbone, style_name(style or ""), optimizer=optimizer, scheduler=scheduler)
         if content_removal not in REMOVALS:
             raise UsageError(
                 f"method.content_removal={content_removal} is unknown.{suggestion(content_removal, REMOVALS)} Choose gray or full"
@@ -120,7 +120,13 @@ class StyleDiffusion(TunedCopy):
     # Training.
 
     def prepare_training(self) -> None:
-        """Load CLIP and the style picture."""
+        """Load CLIP and the style picture.
+
+        Raises:
+            UsageError, UserError: no style picture, or one that cannot be read.
+        """
+        if self.style is None:
+            raise UsageError("stylediffusion trains for the style of one picture: give method.style=FILE")
         self.clip = self.make_clip().to(self.backbone.device)
         picture = style_picture(self.style, self.backbone.sample_shape[1:])
         self.register_buffer("picture", picture[None].to(self.backbone.device), persistent=False)
@@ -181,9 +187,9 @@ class StyleDiffusion(TunedCopy):
     # What training leaves behind.
 
     def card(self) -> dict[str, Any]:
-        """Return what the exported file says, with the style picture's name and the two times."""
+        """Return what the exported file says, with the name of the style picture and the two times."""
         chain = {"t0": self.t0, "n_inv": self.n_inv, "n_train": self.n_train, "t_removal": int(self.removal.levels.times[-1])}
-        return {**super().card(), "style": self.title, **chain}
+        return {**super().card(), "style_picture": self.title, **chain}
 
     def editor(self, artefacts: Sequence[Artefact]) -> StyleDiffusionEditor:
         """Return what stylises with these files."""
