@@ -68,9 +68,13 @@ class ClipEncoder(nn.Module):
 
     def image(self, images: Tensor) -> Tensor:
         """Return unit embeddings (B, dim) of images (B, 3, H, W) in [-1, 1]; gradients reach the pixels."""
+        return F.normalize(self.projected(images), dim=-1)
+
+    def projected(self, images: Tensor) -> Tensor:
+        """Return the embeddings of images at the length that the network gives them, (B, dim)."""
         pixels = self.preprocess(images).to(self.model.dtype)
         pooled = self.model.vision_model(pixel_values=pixels).pooler_output
-        return F.normalize(self.model.visual_projection(pooled).float(), dim=-1)
+        return self.model.visual_projection(pooled).float()
 
     def text(self, texts: Sequence[str]) -> Tensor:
         """Return unit embeddings (N, dim) of texts."""

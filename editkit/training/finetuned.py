@@ -24,16 +24,12 @@ from editkit.types import EditRequest
 KINDS = ("difference", "weights")
 
 
-class FineTuning(Method):
-    """Trains a copy of a frozen backbone by the losses of `TextEdit`.
+class TunedCopy(Method):
+    """Trains a copy of a frozen backbone and leaves one file: what changed.
 
     Args:
         backbone: it stays as it is.
-        clip: makes the CLIP whose direction guides the training.
-        identity: makes the network of the identity term, if it has a weight.
-        source_prompt: what the images show.
-        prompt: what edited images should show; it names the trained file.
-        weights: clip_weight, l1_weight and identity_weight.
+        title: names the trained file.
 
     Attributes:
         tuned: the copy, once `network` was asked for it.
@@ -44,18 +40,13 @@ class FineTuning(Method):
     def __init__(
         self,
         backbone: Backbone,
-        clip: Callable[[], ClipEncoder],
-        identity: Callable[[], nn.Module] | None,
-        source_prompt: str,
-        prompt: str,
-        weights: Mapping[str, float],
+        title: str,
         *,
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
     ) -> None:
         super().__init__(optimizer=optimizer, scheduler=scheduler)
-        self.backbone, self.make_clip, self.make_identity = backbone, clip, identity
-        self.source_prompt, self.prompt, self.weights = source_prompt, prompt, dict(weights)
+        self.backbone, self.title = backbone, title
         self.tuned: Backbone | None = None
         self.kept: Rows = {}
         self.preview: list[EditRequest] = []
@@ -74,6 +65,48 @@ class FineTuning(Method):
         """Return the copy's UNet."""
         return (self.network().unet,)  # type: ignore[return-value]
 
+    def artefacts(self) -> list[Artefact]:
+        """Return the change of the network's weights."""
+        return [Artefact(self.title, difference(self.network(), self.backbone), card=self.card())]
+
+    def card(self) -> dict[str, Any]:
+        """Return what the exported file says: the kind of file, the backbone that it changes."""
+        return {**super().card(), "kind": "difference"}
+
+    def dummy_batch(self) -> dict[str, Any]:
+        """Return two random images."""
+        shape = (2, 3, *self.backbone.sample_shape[1:])
+        return {"image": torch.rand(shape, device=self.device) * 2 - 1, "key": ["dummy/0", "dummy/1"]}
+
+
+class FineTuning(TunedCopy):
+    """Trains the copy by the losses of `TextEdit`, towards a text that names the trained file.
+
+    Args:
+        backbone: it stays as it is.
+        clip: makes the CLIP whose direction guides the training.
+        identity: makes the network of the identity term, if it has a weight.
+        source_prompt: what the images show.
+        prompt: what edited images should show.
+        weights: clip_weight, l1_weight and identity_weight.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        clip: Callable[[], ClipEncoder],
+        identity: Callable[[], nn.Module] | None,
+        source_prompt: str,
+        prompt: str,
+        weights: Mapping[str, float],
+        *,
+        optimizer: OptimizerFactory | None = None,
+        scheduler: SchedulerFactory | None = None,
+    ) -> None:
+        super().__init__(backbone, prompt, optimizer=optimizer, scheduler=scheduler)
+        self.make_clip, self.make_identity = clip, identity
+        self.source_prompt, self.prompt, self.weights = source_prompt, prompt, dict(weights)
+
     def prepare_training(self) -> None:
         """Load the networks of the losses."""
         self.criterion = self.criterions()(self.source_prompt, self.prompt)
@@ -87,18 +120,9 @@ class FineTuning(Method):
             lambda source, target: TextEdit(DirectionalClip(clip, source, target), identity, **self.weights).to(device)
         )
 
-    def artefacts(self) -> list[Artefact]:
-        """Return the change of the network's weights, named after the text that it edits towards."""
-        return [Artefact(self.prompt, difference(self.network(), self.backbone), card=self.card())]
-
     def card(self) -> dict[str, Any]:
-        """Return what the exported file says: the kind of file, the texts, the backbone that it changes."""
-        return {**super().card(), "kind": "difference", "prompt": self.prompt, "source_prompt": self.source_prompt}
-
-    def dummy_batch(self) -> dict[str, Any]:
-        """Return two random images."""
-        shape = (2, 3, *self.backbone.sample_shape[1:])
-        return {"image": torch.rand(shape, device=self.device) * 2 - 1, "key": ["dummy/0", "dummy/1"]}
+        """Return what the exported file says, with the texts."""
+        return {**super().card(), "prompt": self.prompt, "source_prompt": self.source_prompt}
 
 
 def difference(tuned: Backbone, original: Backbone) -> dict[str, Tensor]:

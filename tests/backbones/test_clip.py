@@ -53,6 +53,9 @@ def test_embeddings_are_unit_vectors(clip):
     assert clip.image(pictures()).shape == (2, clip.dim)
     for embedding in (clip.image(pictures()), clip.text(["a face", "an angry face"])):
         assert torch.allclose(embedding.norm(dim=1), torch.ones(2), atol=1e-5)
+    own = clip.projected(pictures())
+    assert torch.allclose(torch.nn.functional.normalize(own, dim=1), clip.image(pictures()), atol=1e-6)
+    assert not torch.allclose(own.norm(dim=1), torch.ones(2), atol=1e-2), "that has the network's own length"
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (64, 64), (48, 80), (20, 20)])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from editkit.engine.invert import DDIM
 from editkit.engine.sample import sample
 from editkit.methods.weakly_supervised.diffusionclip import DiffusionClip, DiffusionClipEditor
-from editkit.methods.weakly_supervised.diffusionclip.process import Checkpoint
+from editkit.training.mix import Checkpoint
 from tests.methods.asyrp_parts import TinyClip, tiny_backbone
 
 T0 = 500

@@ -11,7 +11,7 @@ from editkit.engine.invert import DDIM
 from editkit.engine.mixture import Mixture
 from editkit.engine.sample import sample
 from editkit.errors import UsageError
-from editkit.methods.weakly_supervised.diffusionclip.process import Checkpoint, Mix, mixed
+from editkit.training.mix import Checkpoint, Mix, mixed
 from tests.methods.asyrp_parts import Images, tiny_backbone
 from tests.methods.diffusionclip_parts import T0, editor_of, reconstruction, stirred
 

@@ -11,8 +11,8 @@ import torch
 from editkit.engine.count import count_calls
 from editkit.engine.sample import sample
 from editkit.losses.identity import Identity
-from editkit.methods.weakly_supervised.diffusionclip import process
-from editkit.methods.weakly_supervised.diffusionclip.process import Recomputed, stepwise, unrolled
+from editkit.training import chain
+from editkit.training.chain import Recomputed, stepwise, unrolled
 from editkit.types import Prediction
 from tests.methods.asyrp_parts import Images, ready
 from tests.methods.diffusionclip_parts import T0, TinyIdentity, convolutions, per_call, tiny_method
@@ -52,7 +52,7 @@ def test_shorter_gradients_are_noticed(wrong, monkeypatch):
     def one_step(network, levels, x, criterion):
         yield criterion(network(x, levels.times[-1]).x0)
 
-    monkeypatch.setitem(process.CHAINS, "unrolled", {"last call": last_call, "one step": one_step}[wrong])
+    monkeypatch.setitem(chain.CHAINS, "unrolled", {"last call": last_call, "one step": one_step}[wrong])
     method, data = ready(tiny_method()), Images(4)
     assert (
         convolutions(first_update(method, data).losses["l1"].sum())

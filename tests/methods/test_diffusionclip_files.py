@@ -9,9 +9,9 @@ import torch
 
 from editkit.engine.count import count_calls
 from editkit.errors import UsageError, UserError
-from editkit.methods.weakly_supervised.diffusionclip.editor import checkpoint_of
 from editkit.methods.weakly_supervised.diffusionclip.tasks import enter_domain, optimise_latents, with_article
 from editkit.training.artefact import Artefact
+from editkit.training.tuned_editor import checkpoint_of
 from editkit.types import EditRequest
 from tests.methods.asyrp_parts import Images, ready, tiny_backbone
 from tests.methods.diffusionclip_parts import T0, TinyIdentity, editor_of, reconstruction, stirred, tiny_method

@@ -17,19 +17,21 @@ from editkit.backbones.inversion import Inversion
 from editkit.engine.cache import InversionCache
 from editkit.errors import UsageError, suggestion
 from editkit.methods.weakly_supervised.diffusionclip import tasks
-from editkit.methods.weakly_supervised.diffusionclip.editor import DiffusionClipEditor, checkpoint_of
-from editkit.methods.weakly_supervised.diffusionclip.process import CHAINS, Checkpoint, Losses, Recomputed
+from editkit.methods.weakly_supervised.diffusionclip.editor import DiffusionClipEditor
+from editkit.training.chain import CHAINS, Losses, Recomputed
 from editkit.training.editor import images_of, requests_of
 from editkit.training.finetuned import FineTuning
 from editkit.training.method import Artefact, OptimizerFactory, SchedulerFactory, Update
+from editkit.training.mix import Checkpoint
 from editkit.training.share import computed_once, looked_up
+from editkit.training.tuned_editor import checkpoint_of
 
 
 class DiffusionClip(FineTuning):
     """Fine-tune a copy of a pixel model on the way back of inverted images, guided by a CLIP direction.
 
     Departures from the released code: the images of an epoch come in a new order each time, grids are exact where theirs lose
-    one to rounding, and see `TextEdit` and `process.stepwise`.
+    one to rounding, and see `TextEdit` and `editkit.training.chain.stepwise`.
 
     Args:
         backbone: the pixel model; it stays as it is, a copy is trained.

@@ -17,8 +17,8 @@ from editkit.engine.sample import sample
 from editkit.losses.clip_direction import log_distance
 from editkit.losses.text_edit import TextEdit
 from editkit.methods.weakly_supervised.diffusionclip.editor import DiffusionClipEditor
-from editkit.methods.weakly_supervised.diffusionclip.process import Recomputed
 from editkit.training.artefact import Artefact, trained_files
+from editkit.training.chain import Recomputed
 from editkit.training.editor import images_of, requests_of
 from editkit.training.grid import save_grid
 from editkit.types import EditRequest, Levels
