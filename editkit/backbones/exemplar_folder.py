@@ -26,7 +26,7 @@ from editkit.backbones.latent_folder import load_latent
 from editkit.backbones.saving import save_part
 from editkit.backbones.unet import dtype_of
 from editkit.errors import UserError
-from editkit.networks.conv_in import widen_conv_in
+from editkit.networks.conv_in import take_exemplars, widen_conv_in
 
 WEIGHTS = "model.safetensors"
 CHANNELS = 5  # beyond the latents: the masked image's latents, the mask
@@ -66,7 +66,8 @@ def begin_exemplar(backbone: LatentBackbone, clip: str | Path) -> ExemplarBackbo
     """Return a model to train: a text-to-image UNet, widened by zeros in place, with the vision tower of a CLIP.
 
     Args:
-        backbone: of four input channels (arXiv 2211.13227 starts from Stable Diffusion 1.4).
+        backbone: of four input channels (arXiv 2211.13227 starts from Stable Diffusion 1.4), or an inpainting model of nine,
+            which knows already what a mask is; its channels are put into the order of Paint by Example.
         clip: a CLIP folder, bundled name or hub name that is already on this machine.
 
     Raises:
@@ -84,7 +85,8 @@ def begin_exemplar(backbone: LatentBackbone, clip: str | Path) -> ExemplarBackbo
         raise UserError(f"{folder} does not hold a CLIP: its vision tower lacks {min(report['missing_keys'])}")
     encoder = PaintByExampleImageEncoder(tower.config, backbone.unet.config.cross_attention_dim)
     encoder.model.load_state_dict(tower.state_dict())
-    unet = widen_conv_in(backbone.unet, backbone.unet.config.in_channels + CHANNELS)
+    inpaints = backbone.extra_channels == CHANNELS
+    unet = take_exemplars(backbone.unet) if inpaints else widen_conv_in(backbone.unet, backbone.sample_shape[0] + CHANNELS)
     preprocess = preprocess_of(folder, tower.config.image_size)
     return ExemplarBackbone(unet, backbone.vae, backbone.scheduler, encoder.to(unet.device), preprocess)
 

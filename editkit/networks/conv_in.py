@@ -27,3 +27,18 @@ def widen_conv_in(unet: UNet2DConditionModel, channels: int) -> UNet2DConditionM
     unet.conv_in = new.to(old.weight)
     unet.register_to_config(in_channels=channels)
     return unet
+
+
+def take_exemplars(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Let an inpainting UNet take Paint by Example's channels, and return it: what it saw in its own, it sees in them.
+
+    From [latents, mask with 1 = repaint, masked image's latents] to [latents, masked image's latents, mask with 1 = KEEP].
+    It is exact but on the outermost pixels: the zeros around the picture said keep before and say repaint after.
+    """
+    conv: nn.Conv2d = unet.conv_in
+    latent = (conv.in_channels - 1) // 2
+    noisy, mask, masked = conv.weight.split([latent, 1, latent], dim=1)
+    with torch.no_grad():
+        conv.bias.add_(mask.sum((1, 2, 3)))
+        conv.weight.copy_(torch.cat([noisy, masked, -mask], dim=1))
+    return unet

@@ -220,6 +220,11 @@ def test_easy_mistakes_are_seen(tower, monkeypatch, mistake):
     assert (parts.painted(made, asked) - right).abs().max() > 1e-3
 
 
+def test_it_also_starts_from_an_inpainting_model(tower):
+    made = parts.trained(tower, backbone=tiny.backbone(9))
+    assert made.backbone.unet.config.in_channels == 9 and parts.painted(made, parts.requests(1)).isfinite().all()
+
+
 def test_without_guidance_one_branch_is_asked(tower):
     made, asked = parts.trained(tower), parts.requests(1)
     editor = made.editor([])
@@ -263,8 +268,8 @@ def test_inputs_that_cannot_be_are_named(tower, changes, said):
 
 
 def test_other_backbones_are_refused(tower):
-    with pytest.raises(UsageError, match="text-to-image UNet of 4 channels; this backbone's takes 9"):
-        parts.method(tower, backbone=tiny.backbone(9))
+    with pytest.raises(UsageError, match="takes 8 channels, of another meaning"):
+        parts.method(tower, backbone=tiny.backbone(8))
     with pytest.raises(UsageError, match="dropped=2 is out of range"):
         parts.method(tower, dropped=2)
     with pytest.raises(UsageError, match="unknown mask_resize 'area'"):

@@ -41,8 +41,8 @@ class PaintByExample(PipelineMethod):
     the mean of the masked image's posterior, not a sample.
 
     Args:
-        backbone: a text-to-image model, whose UNet is widened, or a Paint by Example model: that one edits without trained
-            parts too, and is trained on.
+        backbone: a text-to-image model, whose UNet is widened, an inpainting model, whose channels are put in order, or a
+            Paint by Example model: that one edits without trained parts too, and is trained on.
         encoder: the CLIP folder whose vision tower reads references, where the backbone brings no encoder of its own.
         steps, scale, solver, ref_resize, mask_resize: of an edit, see `PaintByExampleEditor`.
         dropped: share of the samples whose reference is replaced by the learned vector (section 3.4).
@@ -199,7 +199,7 @@ class PaintByExample(PipelineMethod):
 
 
 def exemplar_backbone(backbone: Backbone, encoder: str) -> ExemplarBackbone:
-    """Return a backbone to paint by example with: itself if it is one, else a text-to-image model made into one.
+    """Return a backbone to paint by example with: itself if it is one, else a text-to-image or inpainting model made into one.
 
     Raises:
         UsageError: a model of pixels, or one whose UNet was made for other channels.
@@ -208,9 +208,9 @@ def exemplar_backbone(backbone: Backbone, encoder: str) -> ExemplarBackbone:
         return backbone
     if not isinstance(backbone, LatentBackbone):
         raise UsageError(f"{NAME} needs a latent model, this backbone is one of pixels: {CHOOSE}")
-    if backbone.extra_channels:
+    if backbone.extra_channels not in (0, 5):
         raise UsageError(
-            f"{NAME} starts from a text-to-image UNet of {backbone.sample_shape[0]} channels; this backbone's takes "
-            f"{backbone.unet.config.in_channels}, with another order or meaning: {CHOOSE}"
+            f"{NAME} starts from a UNet from text to image or for inpainting; this backbone's takes "
+            f"{backbone.unet.config.in_channels} channels, of another meaning: {CHOOSE}"
         )
     return begin_exemplar(backbone, encoder)
