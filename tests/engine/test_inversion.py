@@ -294,7 +294,10 @@ def test_a_noised_start(gaussian, x0, noise):
 
 
 def test_inverters_by_name_and_wrong_settings(x0, gaussian):
-    ode, noised = {"ddim", "fixed-point", "renoise", "edict", "o-belm", "direct"}, {"edit-friendly", "cycle-diffusion", "sdedit"}
+    ode, noised = (
+        {"ddim", "plms", "fixed-point", "renoise", "edict", "o-belm", "direct"},
+        {"edit-friendly", "cycle-diffusion", "sdedit"},
+    )
     assert set(INVERTERS) == ode | noised | GUIDED and {"null-text", "negative-prompt"} == GUIDED
     assert INVERTERS["ddim"](query="target").invert(gaussian, x0, gaussian.schedule.levels(4)).inverter == "ddim"
     for build in (partial(DDIM, "middle"), partial(SDEdit, 1.2), partial(EditFriendly, eta=0), partial(EditFriendly, skip=-1)):
