@@ -83,7 +83,7 @@ EDITS = {
     "inpaint by example": ([*INPAINT[:1], *PBE[1:4], *INPAINT[4:]], 2, "this backbone reads no text: choose"),
     "instruction on 9 channels": (changed(INSTRUCT, backbone="*/inpainting"), 2, "4 or 8 input channels, .* has 9: choose"),
     "instruction, untrained": (changed(INSTRUCT, backbone="*/latent"), 1, "no trained weights.*editkit train recipe=instruct"),
-    "example, untrained": (["pbe", *changed(PBE, backbone="*/inpainting")[3:]], 1, "no trained weights.*editkit train recipe=pbe"),
+    "example, untrained": (["pbe", *changed(PBE, backbone="*/inpainting")[3:]], 1, "no trained weights.*train recipe=pbe"),
     "translation on 9 channels": (changed(TRANSLATE, backbone="*/inpainting"), 2, "takes 9 channels: choose backbone=sd21_base"),
     "translation without a text": (changed(TRANSLATE, prompt=None), 2, "cyclenet needs --prompt"),
     "sdedit on 9 channels": (changed(SDEDIT, backbone="*/inpainting"), 2, r"5 extra channels.*is given nothing .*: choose"),
