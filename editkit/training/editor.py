@@ -68,6 +68,15 @@ def images_of(requests: Sequence[EditRequest]) -> Tensor:
     return torch.stack([request.image for request in requests])
 
 
+def draws_of(requests: Sequence[EditRequest]) -> dict[str, Any]:
+    """Return all that the noise of requests depends on, as `batch_noise` and `level_noise` take it: keys, seeds and samples."""
+    return {
+        "keys": [request.key for request in requests],
+        "seed": [request.seed for request in requests],
+        "sample": [request.sample for request in requests],
+    }
+
+
 def by_steps(requests: Sequence[EditRequest], default: int) -> list[tuple[int, list[int]]]:
     """Group the rows of a batch by their number of steps, `default` where a request names none."""
     return grouped(request.steps or default for request in requests)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from editkit.engine.lanes import select
 from editkit.engine.rng import batch_noise, level_noise
 from editkit.engine.sample import sample
 from editkit.engine.solvers import solver_named
-from editkit.training.editor import Editor, grouped, images_of
+from editkit.training.editor import Editor, draws_of, grouped, images_of
 from editkit.types import Condition, EditRequest, EditResult
 
 
@@ -107,10 +106,8 @@ class InstructedEditor(Editor):
             rescale=self.rescale,
             rescale_of="v" if backbone.parameterization == "v" else "eps",
         )
-        keys, shape = [request.key for request in requests], seen.both.concat.shape[1:]  # type: ignore[union-attr]
-        own: dict[str, Any] = {"seed": [request.seed for request in requests], "sample": [request.sample for request in requests]}
-        x = batch_noise(shape, keys, **own, purpose="start", device=backbone.device)
-        noise = level_noise(shape, keys, **own, device=backbone.device)
+        own, shape = draws_of(requests) | {"device": backbone.device}, seen.both.concat.shape[1:]  # type: ignore[union-attr]
+        x, noise = batch_noise(shape, purpose="start", **own), level_noise(shape, **own)
         walk = self.solver.walk(backbone.solver_levels(self.solver, steps), noise=noise)
         with constant_text(backbone):
             z = sample(backbone, x, cond=seen.both, guidance=guidance, **walk)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from editkit.engine.rng import batch_noise, level_noise
 from editkit.engine.sample import sample
 from editkit.engine.solvers import solver_named
 from editkit.errors import UserError
-from editkit.training.editor import Editor, grouped, images_of
+from editkit.training.editor import Editor, draws_of, grouped, images_of
 from editkit.types import Condition, EditRequest, EditResult
 
 Model = TypeVar("Model", bound=LatentBackbone)
@@ -84,8 +84,7 @@ class PaintingEditor(Editor, Generic[Model]):
         """Return the images and the network calls for each."""
         backbone, guidance = self.backbone, ClassifierFree(scale, seen.nothing)
         shape = (backbone.sample_shape[0], *seen.whole.concat.shape[2:])  # type: ignore[union-attr]
-        own: dict[str, Any] = {"seed": [request.seed for request in requests], "device": backbone.device}
-        own |= {"keys": [request.key for request in requests], "sample": [request.sample for request in requests]}
+        own = draws_of(requests) | {"device": backbone.device}
         x, noise = batch_noise(shape, purpose="start", **own), level_noise(shape, **own)
         walk = self.solver.walk(backbone.solver_levels(self.solver, steps), noise=noise)
         with constant_text(backbone):

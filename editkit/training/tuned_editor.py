@@ -15,7 +15,7 @@ from editkit.engine.sample import sample
 from editkit.engine.steps import ddim
 from editkit.errors import UsageError
 from editkit.training.artefact import Artefact
-from editkit.training.editor import by_steps
+from editkit.training.editor import by_steps, draws_of
 from editkit.training.finetuned import tuned_by
 from editkit.training.inverting import Inverted, InvertingEditor
 from editkit.training.mix import Checkpoint, Mix, mixed
@@ -80,9 +80,7 @@ class TunedEditor(InvertingEditor):
     def _noise(self, requests: Sequence[EditRequest]) -> Callable[[int], Tensor]:
         return level_noise(
             self.backbone.sample_shape,
-            [request.key for request in requests],
-            seed=[request.seed for request in requests],
-            sample=[request.sample for request in requests],
+            **draws_of(requests),
             purpose=f"{self.name}/step",
             device=self.backbone.device,
         )

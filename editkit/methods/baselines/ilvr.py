@@ -15,7 +15,7 @@ from editkit.engine.sample import OnStep, sample
 from editkit.engine.steps import ddpm
 from editkit.errors import UsageError
 from editkit.networks.low_pass import low_pass
-from editkit.training.editor import Editor, by_steps, images_of
+from editkit.training.editor import Editor, by_steps, draws_of, images_of
 from editkit.training.method import Artefact, Method
 from editkit.types import EditRequest, EditResult, Levels, Prediction
 
@@ -56,9 +56,7 @@ class ILVREditor(Editor):
         return EditResult(images.clamp(-1, 1), scores={"network_calls": calls})
 
     def _drawn(self, references: Tensor, requests: Sequence[EditRequest], levels: Levels) -> Tensor:
-        seeds, samples = [request.seed for request in requests], [request.sample for request in requests]
-        own: dict[str, Any] = {"keys": [request.key for request in requests], "seed": seeds, "sample": samples}
-        own |= {"device": self.backbone.device}
+        own = draws_of(requests) | {"device": self.backbone.device}
         shape = references.shape[1:]
         x = batch_noise(shape, purpose="ilvr/start", **own)
         steered = self._towards(references, levels, level_noise(shape, purpose="ilvr/reference", **own))

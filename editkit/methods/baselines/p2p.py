@@ -27,7 +27,7 @@ from editkit.engine.sample import OnStep, sample
 from editkit.engine.trajectory import Trajectory
 from editkit.engine.words import Window, Words, equalizer, indicator, split_words
 from editkit.errors import UsageError, suggestion
-from editkit.training.editor import images_of
+from editkit.training.editor import draws_of, images_of
 from editkit.training.method import Artefact, Editor, Method
 from editkit.types import Condition, EditRequest, EditResult, Prediction
 
@@ -100,9 +100,7 @@ class PromptToPromptEditor(Editor):
         latents = self.backbone.encode(images_of(requests).to(device))
         steps = requests[0].steps or self.steps
         levels = self.backbone.inversion_levels(steps)
-        seeds, samples = [request.seed for request in requests], [request.sample for request in requests]
-        keys = [request.key for request in requests]
-        noise = level_noise(latents.shape[1:], keys, seed=seeds, sample=samples, purpose="p2p", device=device)
+        noise = level_noise(latents.shape[1:], **draws_of(requests), purpose="p2p", device=device)
         cond = stack([self.backbone.condition(one.with_(prompt=one.source_prompt)) for one in requests], [1] * len(requests))
         with constant_text(self.backbone):
             return self.inverter.invert(self._denoiser(), latents, levels, cond, noise=noise)

@@ -15,7 +15,7 @@ from editkit.engine.lanes import stack
 from editkit.engine.rng import level_noise
 from editkit.engine.sample import sample
 from editkit.engine.trajectory import Trajectory
-from editkit.training.editor import images_of
+from editkit.training.editor import draws_of, images_of
 from editkit.training.method import Artefact, Editor, Method
 from editkit.types import Condition, EditRequest, EditResult
 
@@ -44,9 +44,7 @@ class SDEditEditor(Editor):
         device = self.backbone.device
         latents = self.backbone.encode(images_of(requests).to(device))
         levels = self.backbone.levels(requests[0].steps or self.steps)
-        seeds, samples = [request.seed for request in requests], [request.sample for request in requests]
-        keys = [request.key for request in requests]
-        noise = level_noise(latents.shape[1:], keys, seed=seeds, sample=samples, purpose="sdedit", device=device)
+        noise = level_noise(latents.shape[1:], **draws_of(requests), purpose="sdedit", device=device)
         return self.inverter.invert(self.backbone, latents, levels, noise=noise)
 
     @torch.no_grad()

@@ -19,6 +19,7 @@ from editkit.engine.rng import level_noise
 from editkit.engine.sample import sample
 from editkit.engine.steps import History, Step, ddim
 from editkit.errors import UsageError, UserError, suggestion
+from editkit.training.editor import draws_of
 from editkit.types import EditRequest, Levels, Prediction
 
 Delta = Callable[[Tensor, Tensor, float], Tensor]
@@ -226,9 +227,7 @@ def generate(
     factors = coefficients(attributes, strengths.cpu(), len(levels) - 1)
     draw = level_noise(
         x.shape[1:],
-        [request.key for request in requests],
-        seed=[request.seed for request in requests],
-        sample=[request.sample for request in requests],
+        **draws_of(requests),
         purpose="asyrp/boost",
         device=x.device,
     )

@@ -22,7 +22,7 @@ from editkit.engine.sample import Noise, sample
 from editkit.engine.steps import ddim
 from editkit.engine.trajectory import Trajectory
 from editkit.methods.weakly_supervised.cyclenet.terms import told
-from editkit.training.editor import Editor, grouped, images_of
+from editkit.training.editor import Editor, draws_of, grouped, images_of
 from editkit.types import Condition, EditRequest, EditResult, Levels, Prediction
 
 
@@ -145,9 +145,7 @@ class CycleNetEditor(Editor):
     def _noise(self, requests: Sequence[EditRequest], shape: Sequence[int], purpose: str) -> Noise:
         return level_noise(
             shape,
-            [request.key for request in requests],
-            seed=[request.seed for request in requests],
-            sample=[request.sample for request in requests],
+            **draws_of(requests),
             purpose=f"{self.name}/{purpose}",
             device=self.network.backbone.device,
         )

@@ -17,7 +17,7 @@ from editkit.engine.sample import Noise, sample
 from editkit.engine.solvers import SOLVERS
 from editkit.engine.trajectory import Trajectory
 from editkit.methods.weakly_supervised.diffstyler.process import Critic, Dual
-from editkit.training.editor import Editor, images_of
+from editkit.training.editor import Editor, draws_of, images_of
 from editkit.types import Condition, EditRequest, EditResult
 
 
@@ -100,7 +100,5 @@ class DiffStylerEditor(Editor):
         return self._condition([request.with_(prompt="") for request in requests])
 
     def _noise(self, requests: Sequence[EditRequest]) -> Noise:
-        seeds, samples = [request.seed for request in requests], [request.sample for request in requests]
-        keys = [request.key for request in requests]
-        shape, device = self.content.sample_shape, self.content.device
-        return level_noise(shape, keys, seed=seeds, sample=samples, purpose="diffstyler/start", device=device)
+        own = draws_of(requests) | {"device": self.content.device}
+        return level_noise(self.content.sample_shape, purpose="diffstyler/start", **own)

@@ -15,7 +15,7 @@ from editkit.engine.rng import batch_noise
 from editkit.engine.sample import sample
 from editkit.engine.schedule import Schedule
 from editkit.errors import UsageError, suggestion
-from editkit.training.editor import Editor, by_steps, images_of
+from editkit.training.editor import Editor, by_steps, draws_of, images_of
 from editkit.types import EditRequest, EditResult, Levels
 
 ENCODERS = ("q_sample", "ddim")
@@ -96,8 +96,7 @@ class EffDiffEditor(Editor):
     def prepare(self, requests: Sequence[EditRequest]) -> Tensor:
         """Return the states that edits of any strength start from, (B, C, H, W)."""
         images = images_of(requests).to(self.backbone.device)
-        keys, seeds = [request.key for request in requests], [request.seed for request in requests]
-        return self.encode(images, keys, seed=seeds, sample=[request.sample for request in requests], cache=self.cache)
+        return self.encode(images, **draws_of(requests), cache=self.cache)
 
     @torch.no_grad()
     def edit(self, requests: Sequence[EditRequest], state: Tensor | None = None) -> EditResult:

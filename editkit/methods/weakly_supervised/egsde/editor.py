@@ -15,7 +15,7 @@ from editkit.engine.sample import Noise, sample
 from editkit.engine.steps import ddpm
 from editkit.errors import UsageError
 from editkit.methods.weakly_supervised.egsde.energies import Features, TwoEnergies
-from editkit.training.editor import Editor, grouped, images_of
+from editkit.training.editor import Editor, draws_of, grouped, images_of
 from editkit.types import EditRequest, EditResult, Levels
 
 
@@ -112,5 +112,4 @@ class EGSDEEditor(Editor):
         return level_noise(like.shape[1:], purpose=purpose, **self._keys(requests))
 
     def _keys(self, requests: Sequence[EditRequest]) -> dict[str, Any]:
-        seeds, samples = [request.seed for request in requests], [request.sample for request in requests]
-        return {"keys": [request.key for request in requests], "seed": seeds, "sample": samples, "device": self.backbone.device}
+        return draws_of(requests) | {"device": self.backbone.device}

@@ -23,7 +23,7 @@ from editkit.methods.weakly_supervised.pixel_guided.features import noised_maps,
 from editkit.methods.weakly_supervised.pixel_guided.guidance import SAMPLERS, PixelGuidance
 from editkit.methods.weakly_supervised.pixel_guided.maps import named_parts, region
 from editkit.networks.pixel_classifiers import PixelClassifiers
-from editkit.training.editor import Editor, grouped, images_of
+from editkit.training.editor import Editor, draws_of, grouped, images_of
 from editkit.types import EditRequest, EditResult, Levels, Prediction
 
 LARGE = 5000 / 65_536  # share of the picture from which a region counts as large
@@ -171,9 +171,7 @@ class PixelGuidedEditor(Editor):
     ) -> Tensor:
         reader, top = self.reader, len(levels) - 1
         x = self.inversion(images, levels, self.cache).x
-        own: dict[str, Any] = {"seed": [request.seed for request in requests], "sample": [request.sample for request in requests]}
-        own |= {"keys": [request.key for request in requests], "device": images.device}
-        drawn = partial(level_noise, images.shape[1:], **own)
+        drawn = partial(level_noise, images.shape[1:], **draws_of(requests), device=images.device)
         inner = Clip() if self.clip else PLAIN
         with watched(self.backbone, reader.places) as maps:
             guidance = PixelGuidance(

@@ -13,7 +13,7 @@ from editkit.engine.rng import batch_noise
 from editkit.errors import UserError
 from editkit.methods.weakly_supervised.stylediffusion.style import Gray
 from editkit.training.artefact import Artefact
-from editkit.training.editor import images_of
+from editkit.training.editor import draws_of, images_of
 from editkit.training.inverting import Inverted
 from editkit.training.mix import Checkpoint
 from editkit.training.tuned_editor import TunedEditor, checkpoint_of
@@ -51,9 +51,7 @@ class StyleDiffusionEditor(TunedEditor):
         x0 = self.backbone.encode(contents)
         noise = batch_noise(
             x0.shape[1:],
-            [request.key for request in requests],
-            seed=[request.seed for request in requests],
-            sample=[request.sample for request in requests],
+            **draws_of(requests),
             purpose="stylediffusion/forward",
             device=x0.device,
         )
