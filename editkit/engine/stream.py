@@ -14,6 +14,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from typing import Generic, TypeVar
 
 import torch
@@ -49,7 +50,8 @@ def stream(
         write: stores one result.
         batch_size: samples per call of `work`; halved whenever memory runs out.
         batch_invariant: pad every batch to `batch_size` by repeating its last sample and drop the surplus results, so
-            that every call has the same shape; then running out of memory is an error.
+            that every call has the same shape, and compute on one processor thread, for several share sums out in another
+            order; then running out of memory is an error.
         threads: number of decoding threads.
 
     Raises:
@@ -129,7 +131,8 @@ class _Run(Generic[Item, Sample, Result]):
         if self.fixed is not None:
             samples = samples + [samples[-1]] * (self.fixed - count)
         try:
-            results = self.work(samples)
+            with nullcontext() if self.fixed is None else _one_thread():
+                results = self.work(samples)
         except Exception as error:
             return error.with_traceback(None)
         if len(results) != len(samples):
@@ -156,6 +159,16 @@ def _ahead(
             yield queue.popleft()
     while queue:
         yield queue.popleft()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _out_of_memory(error: Exception) -> bool:

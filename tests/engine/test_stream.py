@@ -238,3 +238,21 @@ def test_an_interrupt_stops_at_once_and_keeps_what_is_written():
         run(range(1000), work, decode=decode, write=store.write, batch_size=4, threads=1)
     assert sorted(store) == list(range(8))
     assert time.perf_counter() - start < 1.2  # eight more reads would take 1.6 s
+
+
+@pytest.mark.parametrize("invariant", [False, True])
+def test_invariant_work_has_one_thread_and_gives_the_others_back(invariant):
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+
+    def work(samples):
+        seen.append(torch.get_num_threads())
+        if samples[0] == 2:
+            raise ValueError("odd one")
+        return samples
+
+    try:
+        run([1, 2], work=work, batch_size=1, batch_invariant=invariant)
+        assert set(seen) == ({1} if invariant else {2}) and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
