@@ -15,12 +15,7 @@ from editkit.engine.sample import sample
 from editkit.errors import UsageError
 from editkit.methods.weakly_supervised.asyrp.process import Phases, boosted, coefficients, gated, shift_of
 from editkit.types import Prediction
-from tests.methods.asyrp_parts import Images, attribute, editor_of, reconstruction, tiny_backbone
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return tiny_backbone()
+from tests.methods.asyrp_parts import Images, attribute, editor_of, reconstruction
 
 
 @pytest.fixture(scope="module")

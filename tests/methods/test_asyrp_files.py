@@ -17,11 +17,6 @@ from tests.methods.asyrp_parts import Images, attribute, editor_of, ready, recon
 
 
 @pytest.fixture(scope="module")
-def backbone():
-    return tiny_backbone()
-
-
-@pytest.fixture(scope="module")
 def images():
     return Images(3)
 

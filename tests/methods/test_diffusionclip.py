@@ -12,18 +12,8 @@ from editkit.engine.mixture import Mixture
 from editkit.engine.sample import sample
 from editkit.errors import UsageError
 from editkit.training.mix import Checkpoint, Mix, mixed
-from tests.methods.asyrp_parts import Images, tiny_backbone
+from tests.methods.asyrp_parts import Images
 from tests.methods.diffusionclip_parts import T0, editor_of, reconstruction, stirred
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return tiny_backbone()
-
-
-@pytest.fixture(scope="module")
-def tuned(backbone):
-    return stirred(backbone)
 
 
 @pytest.fixture(scope="module")

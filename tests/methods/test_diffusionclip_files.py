@@ -14,17 +14,7 @@ from editkit.training.artefact import Artefact
 from editkit.training.tuned_editor import checkpoint_of
 from editkit.types import EditRequest
 from tests.methods.asyrp_parts import Images, ready, tiny_backbone
-from tests.methods.diffusionclip_parts import T0, TinyIdentity, editor_of, reconstruction, stirred, tiny_method
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return tiny_backbone()
-
-
-@pytest.fixture(scope="module")
-def tuned(backbone):
-    return stirred(backbone)
+from tests.methods.diffusionclip_parts import T0, TinyIdentity, editor_of, reconstruction, tiny_method
 
 
 @pytest.fixture(scope="module")

@@ -44,11 +44,6 @@ WRONG = (
 
 
 @pytest.fixture(scope="module")
-def backbone():
-    return tiny_backbone()
-
-
-@pytest.fixture(scope="module")
 def images():
     return Images(4)
 

@@ -14,20 +14,10 @@ from editkit.errors import UserError
 from editkit.methods.weakly_supervised.stylediffusion.style import Gray, luma
 from editkit.training.artefact import Artefact
 from tests.app.standin import picture, pixels
-from tests.methods.asyrp_parts import Images, tiny_backbone
-from tests.methods.diffusionclip_parts import reconstruction, stirred
+from tests.methods.asyrp_parts import Images
+from tests.methods.diffusionclip_parts import reconstruction
 from tests.methods.stylediffusion_parts import T0, N, editor_of, tiny_method, trained
 from tests.tiny import write_pixel
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return tiny_backbone()
-
-
-@pytest.fixture(scope="module")
-def tuned(backbone):
-    return stirred(backbone)
 
 
 @pytest.fixture(scope="module")
