@@ -51,14 +51,17 @@ class PaintByExampleImageEncoder(nn.Module):
         self.proj_out = nn.Linear(width, proj_size)
         self.uncond_vector = nn.Parameter(torch.randn(1, 1, proj_size))
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Return tokens (B, 1, proj_size) of pictures (B, 3, side, side), normalised as CLIP's; the tower learns nothing."""
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return tokens (B, 1, proj_size) of pictures (B, 3, side, side), normalised as CLIP's, and a copy of `uncond_vector`.
+
+        The tower learns nothing. What is used of the weights is used here, so that they may be shared out over processes.
+        """
         with torch.no_grad():
             pooled = self.model(pixel_values=pixel_values).pooler_output
         hidden = pooled[:, None]
         for block in self.mapper.blocks:
             hidden = block(hidden)
-        return self.proj_out(self.final_layer_norm(hidden))
+        return self.proj_out(self.final_layer_norm(hidden)), self.uncond_vector.clone()
 
     def learned(self) -> Iterator[nn.Parameter]:
         """Yield all parameters but the tower's."""
@@ -118,8 +121,8 @@ class ExemplarBackbone(LatentBackbone):
         self.requires_grad_(False)
         self.eval()
 
-    def exemplars(self, references: Sequence[Tensor], resize: str = "squash") -> Tensor:
-        """Return one token each, (B, 1, D), of references (3, h, w) in [-1, 1] of any sizes.
+    def exemplars(self, references: Sequence[Tensor], resize: str = "squash") -> tuple[Tensor, Tensor]:
+        """Return one token each, (B, 1, D), of references (3, h, w) in [-1, 1] of any sizes, and that of none, (1, 1, D).
 
         Args:
             references: the pictures.
@@ -139,7 +142,8 @@ class ExemplarBackbone(LatentBackbone):
             if resize == "squash" and picture.shape[2:] != (side, side):
                 picture = F.interpolate(picture, size=(side, side), mode="bicubic", antialias=True).clamp(-1, 1)
             pixels.append(shown(picture))
-        return self.image_encoder(torch.cat(pixels).to(self.image_encoder.proj_out.weight.dtype)).float()
+        tokens, none = self.image_encoder(torch.cat(pixels).to(self.image_encoder.proj_out.weight.dtype))
+        return tokens.float(), none.float()
 
     def condition(self, request: EditRequest) -> Condition:
         """Return the token of the request's first reference, batch 1.
@@ -149,7 +153,7 @@ class ExemplarBackbone(LatentBackbone):
         """
         if not request.references:
             raise UsageError("this backbone is conditioned on a picture: give one with --reference")
-        return Condition(tokens=self.exemplars(request.references[:1]))
+        return Condition(tokens=self.exemplars(request.references[:1])[0])
 
     def identity(self) -> Mapping[str, Tensor]:
         """Return the weights without those that the image encoder learns on its tower."""

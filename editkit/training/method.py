@@ -101,7 +101,7 @@ class Method(lightning.LightningModule):
         return None
 
     def shardable(self) -> Sequence[nn.Module]:
-        """Return the networks that may be shared out over processes (`trainer.strategy=fsdp2`): UNets called as a whole only."""
+        """Return the networks that may be shared out over processes (`trainer.strategy=fsdp2`): only those called as a whole."""
         return ()
 
     def sample_grid(self) -> Tensor | None:

@@ -72,7 +72,7 @@ def check_shardable(method: Method) -> None:
 
 
 def layers(network: nn.Module) -> list[nn.Module]:
-    """Return the layers of a UNet whose weights come together by themselves."""
+    """Return the layers of a network whose weights come together by themselves."""
     return [module for name, module in network.named_modules() if name.split(".")[-2:-1] and name.split(".")[-2] in LISTS]
 
 

@@ -23,6 +23,8 @@ CHANGES = {
     ),
     "low-rank layers": (PAIRS, "method.lora={rank:2}"),
     "watched": (PAIRS, "trainer.sample_every=2", "trainer.ema=0.9"),
+    "two networks": ("pbe", "method.dropped=0.5"),
+    "two networks, watched": ("pbe", "trainer.sample_every=2", "trainer.ema=0.9", "trainer.clip_norm=0.01"),
     "one network call after another": ("diffusionclip",),
     "the calls run again": ("diffusionclip", "method.checkpointing=true"),
     "every call of the chain a step": ("diffusionclip", "method.training=stepwise"),

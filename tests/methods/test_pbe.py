@@ -58,7 +58,7 @@ def test_a_reference_is_one_token_of_the_towers_class(tower):
     for block in encoder.mapper.blocks:
         hidden = hidden + block.attn1.to_out[0](block.attn1.to_v(block.norm1(hidden)))
         hidden = hidden + block.ff.net[2](F.gelu(block.ff.net[0].proj(block.norm3(hidden))))
-    tokens = backbone.exemplars(shown)
+    tokens, _ = backbone.exemplars(shown)
     assert tokens.shape == (2, 1, tiny.WIDTH) and len(encoder.mapper.blocks) == 1
     assert torch.allclose(tokens, encoder.proj_out(encoder.final_layer_norm(hidden)), atol=1e-5)
 
@@ -66,23 +66,23 @@ def test_a_reference_is_one_token_of_the_towers_class(tower):
 def test_queries_and_keys_of_one_token_change_nothing(tower):
     backbone = parts.trained(tower).backbone
     attention = backbone.image_encoder.mapper.blocks[0].attn1.requires_grad_(True)
-    tokens = backbone.exemplars(parts.references(2))
+    tokens, _ = backbone.exemplars(parts.references(2))
     tokens.square().sum().backward()
     assert attention.to_q.weight.grad.abs().max() < 1e-6 < attention.to_v.weight.grad.abs().max()
     with torch.no_grad():
         attention.to_q.weight.normal_()
         attention.to_k.weight.normal_()
-        assert torch.allclose(backbone.exemplars(parts.references(2)), tokens, atol=1e-6)
+        assert torch.allclose(backbone.exemplars(parts.references(2))[0], tokens, atol=1e-6)
         attention.to_v.weight.normal_()
-        assert not torch.allclose(backbone.exemplars(parts.references(2)), tokens, atol=1e-3)
+        assert not torch.allclose(backbone.exemplars(parts.references(2))[0], tokens, atol=1e-3)
 
 
 def test_references_are_squeezed_or_cropped(tower):
     backbone = parts.trained(tower).backbone
     (wide,) = parts.references(1, parts.SIDE, 3 * parts.SIDE)
     middle = wide[:, :, parts.SIDE : 2 * parts.SIDE]
-    squashed, cropped = backbone.exemplars([wide]), backbone.exemplars([wide], "clip")
-    assert torch.allclose(cropped, backbone.exemplars([middle]), atol=1e-5)
+    (squashed, _), (cropped, _) = backbone.exemplars([wide]), backbone.exemplars([wide], "clip")
+    assert torch.allclose(cropped, backbone.exemplars([middle])[0], atol=1e-5)
     assert not torch.allclose(squashed, cropped, atol=1e-3), "what is cut away shows when it is squeezed"
     with pytest.raises(UsageError, match="ref_resize 'crop': choose from squash, clip"):
         backbone.exemplars([wide], "crop")
@@ -111,7 +111,7 @@ def test_a_dropped_reference_is_the_learned_vector(tower, dropped):
     made.freeze_rest()
     batch, vector = made.dummy_batch(), made.backbone.image_encoder.uncond_vector
     tokens = made.condition(batch).tokens
-    seen = made.backbone.exemplars([references[0] for references in batch["references"]])
+    seen, _ = made.backbone.exemplars([references[0] for references in batch["references"]])
     assert torch.equal(tokens, vector.expand_as(seen) if dropped else seen)
     tokens.sum().backward()
     assert bool(vector.grad.abs().sum()) == bool(dropped), "a gradient of zero, so that all processes have one"

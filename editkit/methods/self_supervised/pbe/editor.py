@@ -44,9 +44,8 @@ class PaintByExampleEditor(PaintingEditor[ExemplarBackbone]):
     def seen(self, requests: Sequence[EditRequest], images: Tensor, masks: Tensor) -> Seen:
         """Return the masked images with the references' tokens, and with the learned vector in their place."""
         concat = exemplar_channels(self.backbone, images, masks, resize=self.mask_resize)
-        tokens = self.backbone.exemplars([request.references[0] for request in requests], self.ref_resize)
-        vector = self.backbone.image_encoder.uncond_vector.detach().float()
-        return Seen(Condition(tokens=tokens, concat=concat), Condition(tokens=vector, concat=concat))
+        tokens, none = self.backbone.exemplars([request.references[0] for request in requests], self.ref_resize)
+        return Seen(Condition(tokens=tokens, concat=concat), Condition(tokens=none, concat=concat))
 
 
 def check_reference(request: EditRequest) -> None:

@@ -102,6 +102,10 @@ class PaintByExample(PipelineMethod):
         """Return the UNet, and the image encoder without its tower."""
         return {"painter": [*self.tuned_parameters(), *self.backbone.image_encoder.learned()]}
 
+    def shardable(self) -> Sequence[nn.Module]:
+        """Return the UNet and the image encoder."""
+        return (self.backbone.unet, self.backbone.image_encoder)
+
     def prepare_training(self) -> None:
         """Make what is trained ready for training, in single precision."""
         super().prepare_training()
@@ -124,9 +128,9 @@ class PaintByExample(PipelineMethod):
 
     def condition(self, batch: Mapping[str, Any]) -> Condition:
         """Return the references' tokens, some of them dropped, and the masked images' channels."""
-        tokens = self.backbone.exemplars([references[0] for references in batch["references"]])
+        tokens, none = self.backbone.exemplars([references[0] for references in batch["references"]])
         draws = torch.rand(1 if self.dropped_together else len(tokens), 1, 1, device=tokens.device)
-        kept = torch.where(draws < self.dropped, self.backbone.image_encoder.uncond_vector, tokens)
+        kept = torch.where(draws < self.dropped, none, tokens)
         channels = exemplar_channels(self.backbone, batch["image"], batch["mask"], encode=self._latents)
         return Condition(tokens=kept, concat=channels)
 
