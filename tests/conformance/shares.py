@@ -44,6 +44,8 @@ class WholeBatch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if kwargs.get("dtype") is torch.float32:
+            kwargs["dtype"] = torch.float64
         if func in ALIKE:
             func, args, kwargs = ALIKE[func], (args[0].shape,), {"device": args[0].device, "dtype": args[0].dtype} | kwargs
         if func in (torch.rand, torch.randn, torch.randint) and kwargs.get("generator") is None:

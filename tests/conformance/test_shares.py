@@ -23,6 +23,9 @@ ALONE = {
     "toy/oracle": ("method.backbone=null",),  # else a third of each share is added to it
 }
 
+# Adds the same to all that a softmax compares: its gradient is 0, of which Adam makes steps out of what rounding left over.
+POINTLESS = ".k_proj.bias"
+
 # Losses that cannot be the same: they compare the samples of a process's share with each other.
 MIXED = {
     "pixel-guided": "batch norm's statistics are those of the pixels of a share",
@@ -41,7 +44,7 @@ def check(pair, assets, folder, name, *changes):
     except UsageError as error:
         pytest.skip(str(error))
     pair.run(train, name, assets, folder / "two", *changes)
-    one, two = weights(folder / "one"), weights(folder / "two")
+    one, two = ({n: w for n, w in weights(folder / k).items() if not n.endswith(POINTLESS)} for k in ("one", "two"))
     assert all(tensor.dtype == torch.float64 for tensor in one.values())
     assert apart(one, two) < 1e-9
 
