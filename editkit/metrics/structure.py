@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch.nn.functional as F
 from torch import Tensor
+
+
+class KeyEncoder(Protocol):
+    """A vision transformer that gives the keys (B, N, D) of its patches."""
+
+    def keys(self, images: Tensor) -> Tensor: ...
 
 
 def self_similarity(keys: Tensor) -> Tensor:

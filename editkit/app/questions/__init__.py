@@ -12,10 +12,11 @@ from editkit.app.questions.exemplars import Exemplars
 from editkit.app.questions.faces import Faces
 from editkit.app.questions.instructions import Instructions
 from editkit.app.questions.maps import Maps
+from editkit.app.questions.styles import Styles
 from editkit.errors import UsageError, suggestion
 
 QUESTIONS: Mapping[str, Questions] = MappingProxyType(
-    {kind.name: kind for kind in (Faces(), Maps(), Animals(), Instructions(), Exemplars(), Domains())}
+    {kind.name: kind for kind in (Faces(), Maps(), Styles(), Animals(), Instructions(), Exemplars(), Domains())}
 )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from editkit.data.toyworld.scenes.edits import SceneEdit
 from editkit.data.toyworld.scenes.world import key_of
 from editkit.metrics.images import psnr
 from editkit.metrics.scene_edits import SceneReading
-from editkit.metrics.structure import structure_distance
+from editkit.metrics.structure import KeyEncoder, structure_distance
 
 
 @dataclass(frozen=True)
@@ -50,12 +49,6 @@ class DomainCases(SceneCases):
         """Return the translated pictures (N, 3, H, W) with their captions exchanged and keys, hence noise, of their own."""
         keys, texts = [f"{key}-back" for key in self.keys], [(target, source) for source, target in self.texts]
         return replace(self, keys=keys, images=images, truth=self.images, texts=texts)
-
-
-class KeyEncoder(Protocol):
-    """A vision transformer that gives the keys (B, N, D) of its patches."""
-
-    def keys(self, images: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
