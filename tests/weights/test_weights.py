@@ -243,8 +243,8 @@ def test_a_folder_of_the_hub_is_left_to_its_own_client(tmp_path, monkeypatch):
 
 def test_the_list_shows_what_is_here(tmp_path, capsys, monkeypatch):
     home = tmp_path / "weights"
-    (home / "lpips-alex").mkdir(parents=True)
-    (home / "lpips-alex" / "alex.pth").write_bytes(b"")
+    (home / "lpips-alex-v0.1").mkdir(parents=True)
+    (home / "lpips-alex-v0.1" / "alex.pth").write_bytes(b"")
     monkeypatch.setenv(weights.FOLDER_VARIABLE, str(home))
     monkeypatch.setattr(urllib.request, "urlopen", lambda *a, **k: pytest.fail("listing asks nothing of the network"))
     assert run(["weights", "list"]) == 0
@@ -267,6 +267,14 @@ def test_the_command_line(tmp_path, capsys, site, monkeypatch):
     assert capsys.readouterr().out.startswith("ok")
     assert run(["weights", "fetch", "nett", *folder]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", [name for name, one in registry.entries().items() if one.layout])
+def test_what_is_converted_lies_beside_what_was_fetched(name, tmp_path):
+    entry = registry.entries()[name]
+    command = entry.conversion(entry.files[0], tmp_path)
+    assert f"-o {tmp_path / name} " not in command, "a folder that is there is not written into"
+    assert entry.into is None or f" -o {tmp_path / entry.into} " in command
 
 
 def test_missing_weights_name_the_command_that_fetches_them(tmp_path, monkeypatch):
