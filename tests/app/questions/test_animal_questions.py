@@ -10,23 +10,9 @@ from editkit.app.questions.animals import rendered
 from editkit.data.toyworld import animals
 from editkit.data.toyworld.animals import animal_at
 from editkit.errors import UsageError
-from editkit.metrics.oracle import Oracle
+from tests.app.questions.perfect import Perfect
 
 ASKED = questions_named("animals")
-
-
-class Perfect(Oracle):
-    """An oracle that knows which picture is which."""
-
-    def __init__(self, shown):
-        super().__init__(animals.CATEGORICAL, animals.CONTINUOUS)
-        self.shown = {self._name(image): animal for image, animal in zip(rendered(shown), shown, strict=True)}
-
-    def _name(self, image):
-        return image.cpu().numpy().tobytes()
-
-    def read(self, images):
-        return self.truth([self.shown[self._name(image)] for image in images])
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +23,8 @@ def cases():
 @pytest.fixture(scope="module")
 def oracle(cases):
     cats = [animal_at("test", k, "cat") for k in range(6)]
-    return Perfect([*cats, *(animals.translated(cat, "dog") for cat in cats), *(animal_at("test", k, "dog") for k in range(6))])
+    shown = [*cats, *(animals.translated(cat, "dog") for cat in cats), *(animal_at("test", k, "dog") for k in range(6))]
+    return Perfect(animals, shown, rendered(shown))
 
 
 def scores(oracle, cases, images):

@@ -12,23 +12,9 @@ from editkit.app.questions.styles import rendered
 from editkit.data.toyworld import styled
 from editkit.data.toyworld.styled import in_style, styled_at
 from editkit.errors import UsageError
-from editkit.metrics.oracle import Oracle
+from tests.app.questions.perfect import Perfect
 
 ASKED, COUNT = questions_named("styles"), 6
-
-
-class Perfect(Oracle):
-    """An oracle that knows which picture is which."""
-
-    def __init__(self, shown):
-        super().__init__(styled.CATEGORICAL, styled.CONTINUOUS)
-        self.shown = {self._name(image): face for image, face in zip(rendered(shown), shown, strict=True)}
-
-    def _name(self, image):
-        return image.cpu().numpy().tobytes()
-
-    def read(self, images):
-        return self.truth([self.shown[self._name(image)] for image in images])
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +26,8 @@ def cases():
 def judges():
     faces = [styled_at("test", k, "plain") for k in range(2 * COUNT)]
     shown = [in_style(face, style) for face in faces for style in ("plain", "pencil", "neon")]
-    return SimpleNamespace(oracle=Perfect(shown), dino=SimpleNamespace(keys=lambda images: images.flatten(2).transpose(1, 2)))
+    dino = SimpleNamespace(keys=lambda images: images.flatten(2).transpose(1, 2))
+    return SimpleNamespace(oracle=Perfect(styled, shown, rendered(shown)), dino=dino)
 
 
 def scores(judges, cases, images):
