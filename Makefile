@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOYS := faces_ddpm:faces-ddpm clip:toy-clip identity:toy-identity perceptual:toy-perceptual oracle:toy-oracle \
-	scene_oracle:toy-scene-oracle scene_clip:toy-scene-clip dino:toy-dino harmony:toy-harmony
+	scene_oracle:toy-scene-oracle animal_oracle:toy-animal-oracle scene_clip:toy-scene-clip dino:toy-dino harmony:toy-harmony
 MEASURED := faces_ddpm clip oracle scene_oracle scene_clip dino harmony latent
 VAE := runs/toy/vae/export
 ON_VAE := method.vae=$(VAE) data.encoder.path=$(VAE)
