@@ -114,7 +114,8 @@ class DiffAEBackbone(PixelBackbone):
     def _embedding(self, t: float | Tensor, cond: Condition | None, batch: int) -> Tensor:
         if cond is None or cond.vector is None:
             raise UsageError(
-                "a diffusion autoencoder is conditioned on z_sem: pass Condition(vector=backbone.semantic_code(images))"
+                "a diffusion autoencoder is conditioned on the code of a picture, and none was given: edit a picture "
+                "(--method reconstruction), or pass Condition(vector=backbone.semantic_code(images))"
             )
         time = super()._embedding(t, cond, batch)
         return torch.cat([time, cond.vector.to(time).expand(batch, -1)], 1)

@@ -129,14 +129,13 @@ def test_levels_are_those_of_the_published_code(backbone):
 
 @torch.no_grad()
 def test_encoding_and_decoding_comes_back_with_its_own_code_alone(backbone):
-    images = pictures()
+    images = pictures(1)
     backbone.unet.conv_out.weight.mul_(0.1)  # smooth in x, as a trained network is
-    own, other = (Condition(vector=code) for code in (backbone.semantic_code(images), 4 * drawn(2, CODE)))
-    levels = backbone.levels(50)
+    own, other = (Condition(vector=code) for code in (backbone.semantic_code(images), 4 * drawn(1, CODE)))
+    levels = backbone.levels(25)
     noise = DDIM().invert(backbone, images, levels, own).states[len(levels) - 1]
-    back, wrong = (sample(backbone, noise, levels, cond) for cond in (own, other))
-    error, wrong_error = ((decoded - images).square().mean() for decoded in (back, wrong))
-    assert error < 0.02 and wrong_error > 50 * error
+    error, wrong = ((sample(backbone, noise, levels, cond) - images).square().mean() for cond in (own, other))
+    assert error < 0.05 and wrong > 20 * error
 
 
 @torch.no_grad()
