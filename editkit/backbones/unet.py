@@ -44,7 +44,7 @@ class UNetBackbone(Backbone):
     def halves(self, x: Tensor, t: float | Tensor, cond: Condition | None = None) -> tuple[Tensor, Finish]:
         """Run the encoder and the middle block; `finish` runs the decoder for a list of h in one batch."""
         unet, context = self.unet, self._context(cond, len(x))
-        emb = self.time_embedding(self.times_of(t, len(x)))
+        emb = self._embedding(t, cond, len(x))
         hidden = self._input(x, cond)
         hidden = unet.conv_in(2 * hidden - 1 if unet.config.center_input_sample else hidden)
         skips = (hidden,)
@@ -97,6 +97,10 @@ class UNetBackbone(Backbone):
     def _input(self, x: Tensor, cond: Condition | None) -> Tensor:
         """Return what enters the first convolution, in the network's dtype."""
         return x.to(self.unet.dtype)
+
+    def _embedding(self, t: float | Tensor, cond: Condition | None, batch: int) -> Tensor:
+        """Return what modulates every residual block, (batch, D): the embedding of the time."""
+        return self.time_embedding(self.times_of(t, batch))
 
     def _context(self, cond: Condition | None, batch: int) -> Mapping[str, Tensor]:
         """Return what the blocks with cross-attention receive by name, (batch, ...)."""

@@ -77,12 +77,18 @@ class Block(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention between all places, added to what came in."""
+    """Attention between all places, added to what came in.
 
-    def __init__(self, channels: int, heads: int, *, normed: bool) -> None:
+    Args:
+        channels: of the picture.
+        heads: of the attention.
+        groups: of channels that are normalised together first; None = nothing is.
+    """
+
+    def __init__(self, channels: int, heads: int, *, groups: int | None) -> None:
         super().__init__()
         self.heads = heads
-        self.norm = nn.GroupNorm(1, channels) if normed else nn.Identity()
+        self.norm = nn.Identity() if groups is None else nn.GroupNorm(groups, channels)
         self.qkv_proj = nn.Conv2d(channels, 3 * channels, 1)
         self.out_proj = nn.Conv2d(channels, channels, 1)
 
@@ -204,7 +210,7 @@ class VDiffusionUNet(nn.Module):
             last = after == 3 and k == 0
             yield Block((before, self.channels[k], after), self.mapped, last=last)
             if k >= self.attended:
-                yield SelfAttention(after, after // self.head_channels, normed=self.mapped is not None)
+                yield SelfAttention(after, after // self.head_channels, groups=None if self.mapped is None else 1)
 
 
 def log_snr(t: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from diffusers import UNet2DModel
 from torch import nn
 
 from editkit.backbones.clip import load_clip
+from editkit.backbones.diffae import load_diffae
 from editkit.backbones.identity import load_identity
 from editkit.backbones.latent_folder import load_latent
 from editkit.backbones.pixel import load_pixel
@@ -21,6 +22,8 @@ COUNTS = [
     (load_pixel, "google/ddpm-ema-celebahq-256", 113_673_219),
     (load_pixel, "guided-diffusion/lsun_cat", 552_814_086),
     (load_pixel, "p2-weighting/ffhq_p2", 93_563_910),
+    (load_diffae, "diffae/ffhq256_autoenc/last", 168_492_291),
+    (load_diffae, "diffae/horse128_autoenc/last", 128_545_155),
     (load_clip, "openai/clip-vit-base-patch16", 149_620_737),
     (load_clip, "openai/clip-vit-large-patch14", 427_616_513),
     (load_identity, "weights/irse50", 43_797_696),

@@ -112,6 +112,20 @@ def ddpm(p: Weights, x: Tensor, t: Tensor, *, ch: int, mult: Sequence[int], laye
     return p.conv("conv_out", swish(p.group_norm("norm_out", h, 1e-6)), 3, 3)
 
 
+def attend(p: Weights, name: str, x: Tensor, head: int | None, new_order: bool = False) -> Tensor:
+    """Guided-diffusion's attention block of x (B, C, H, W), with heads of so many channels; one head where it is None."""
+    c = x.shape[1]
+    flat = p.group_norm(f"{name}.norm", x, 1e-5).flatten(2)
+    joint = torch.einsum("oc,bcn->bon", p(f"{name}.qkv.weight", 3 * c, c, 1)[..., 0], flat)
+    joint = joint + p(f"{name}.qkv.bias", 3 * c, spread=0.1)[:, None]
+    mixed, d = [], head or c
+    for n in range(c // d):
+        rows = [n * d + c * i for i in range(3)] if new_order else [(3 * n + i) * d for i in range(3)]
+        mixed.append(attention(*(joint[:, row : row + d] for row in rows)))
+    h = torch.einsum("oc,bcn->bon", p(f"{name}.proj_out.weight", c, c, 1)[..., 0], torch.cat(mixed, 1))
+    return x + (h + p(f"{name}.proj_out.bias", c, spread=0.1)[:, None]).view_as(x)
+
+
 def adm(
     p: Weights,
     x: Tensor,
@@ -121,13 +135,17 @@ def adm(
     mult: Sequence[float],
     layers: int,
     attended: Sequence[int],
-    head: int,
+    head: int | None,
     residual: bool = True,
     scale_shift: bool = True,
     new_order: bool = False,
     out: int = 6,
+    code: Tensor | None = None,
 ) -> Tensor:
-    """The network of guided-diffusion: eps, and variance where out is 6, for x (B, 3, H, W) at t (B,)."""
+    """The network of guided-diffusion: eps, and variance where out is 6, for x (B, 3, H, W) at t (B,).
+
+    One head where `head` is None. A code (B, D) scales every block after the time, as in diffusion autoencoders.
+    """
     angles = t[:, None].float() * torch.exp(-math.log(10000) * torch.arange(ch // 2) / (ch // 2))
     emb = p.line("time_embed.0", torch.cat([angles.cos(), angles.sin()], 1), 4 * ch)
     emb = p.line("time_embed.2", swish(emb), 4 * ch)
@@ -140,21 +158,11 @@ def adm(
             h = p.group_norm(f"{name}.out_layers.0", h, 1e-5) * (1 + scale) + shift
         else:
             h = p.group_norm(f"{name}.out_layers.0", h + said, 1e-5)
+        if code is not None:
+            h = h * (1 + p.line(f"{name}.cond_emb_layers.1", swish(code), width))[:, :, None, None]
         h = p.conv(f"{name}.out_layers.3", swish(h), width, 3)
         x = resize(x)
         return h + (x if x.shape[1] == width else p.conv(f"{name}.skip_connection", x, width, 1))
-
-    def attend(name: str, x: Tensor) -> Tensor:
-        c = x.shape[1]
-        flat = p.group_norm(f"{name}.norm", x, 1e-5).flatten(2)
-        joint = torch.einsum("oc,bcn->bon", p(f"{name}.qkv.weight", 3 * c, c, 1)[..., 0], flat)
-        joint = joint + p(f"{name}.qkv.bias", 3 * c, spread=0.1)[:, None]
-        mixed = []
-        for n in range(c // head):
-            rows = [n * head + c * i for i in range(3)] if new_order else [(3 * n + i) * head for i in range(3)]
-            mixed.append(attention(*(joint[:, row : row + head] for row in rows)))
-        h = torch.einsum("oc,bcn->bon", p(f"{name}.proj_out.weight", c, c, 1)[..., 0], torch.cat(mixed, 1))
-        return x + (h + p(f"{name}.proj_out.bias", c, spread=0.1)[:, None]).view_as(x)
 
     widths = [int(m * ch) for m in mult]
     skips, place = [p.conv("input_blocks.0.0", x, widths[0], 3)], 0
@@ -162,19 +170,19 @@ def adm(
         for _ in range(layers):
             place += 1
             h = block(f"input_blocks.{place}.0", skips[-1], width)
-            skips.append(attend(f"input_blocks.{place}.1", h) if level in attended else h)
+            skips.append(attend(p, f"input_blocks.{place}.1", h, head, new_order) if level in attended else h)
         if level < len(widths) - 1:
             place += 1
             halve = lambda x: F.avg_pool2d(x, 2)  # noqa: E731
             name = f"input_blocks.{place}.0"
             skips.append(block(name, skips[-1], width, halve) if residual else p.conv(f"{name}.op", skips[-1], width, 3, 2))
     h = block("middle_block.0", skips[-1], width)
-    h = block("middle_block.2", attend("middle_block.1", h), width)
+    h = block("middle_block.2", attend(p, "middle_block.1", h, head, new_order), width)
     for place in range(len(widths) * (layers + 1)):
         level, part = len(widths) - 1 - place // (layers + 1), 1
         h = block(f"output_blocks.{place}.0", torch.cat([h, skips.pop()], 1), widths[level])
         if level in attended:
-            h, part = attend(f"output_blocks.{place}.1", h), 2
+            h, part = attend(p, f"output_blocks.{place}.1", h, head, new_order), 2
         if level and place % (layers + 1) == layers:
             name = f"output_blocks.{place}.{part}"
             h = block(name, h, widths[level], doubled) if residual else p.conv(f"{name}.conv", doubled(h), widths[level], 3)

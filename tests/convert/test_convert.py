@@ -177,6 +177,7 @@ def test_of_several_sets_the_average_is_taken_else_the_last(network):
 
 def test_every_layout_has_a_name_marks_and_a_summary():
     pixels, towers = ["ddpm", "adm", "diffusionclip", "asyrp"], ["clip", "irse50", "lpips"]
-    assert list(LAYOUTS) == [*pixels, *towers, "sd", "pbe", "controlnet", "cyclenet", "v-diffusion"]
+    autoencoders = ["diffae", "diffae-latent", "diffae-classifier"]
+    assert list(LAYOUTS) == [*pixels, *towers, "sd", "pbe", "controlnet", "cyclenet", "v-diffusion", *autoencoders]
     for layout in LAYOUTS.values():
         assert layout.summary and layout.marks and all(layout.marks)

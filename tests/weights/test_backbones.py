@@ -75,11 +75,11 @@ def test_the_head_of_a_file_holds_the_commands_of_the_message(name):
     assert (f"#   download {file.name} from {entry.page} into a folder DIR\n" in head) == (not file.sources)
 
 
-def test_every_adm_and_v_diffusion_network_of_the_registry_has_a_backbone():
-    layouts = ("adm", "v-diffusion")
+def test_every_pixel_network_but_the_ddpms_of_the_registry_has_a_backbone():
+    layouts = ("adm", "v-diffusion", "diffae")
     known = [(entry.name, file.name) for entry in entries().values() if entry.layout in layouts for file in entry.files]
     named = [(entry.name, file.name) for entry, file in map(original, CONVERTED.values())]
-    assert sorted(known) == sorted(named) and len(known) == 12
+    assert sorted(known) == sorted(named) and len(known) == 16
 
 
 @pytest.mark.parametrize("name", ["adm_cat256", "p2_ffhq256"])

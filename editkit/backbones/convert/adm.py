@@ -31,7 +31,7 @@ def to_unet(source: Source) -> UNet2DModel:
         UserError: a variant that cannot be converted (a super-resolution network, say).
         UsageError: a setting that cannot be.
     """
-    levels, layers = _depth(source)
+    levels, layers = depth(source)
     attended = [f"input_blocks.{1 + level * (layers + 1)}.1.qkv.weight" in source.tensors for level in range(levels)]
     residual = f"input_blocks.{layers + 1}.0.op.weight" not in source.tensors
     widths = [source.shape(f"input_blocks.{1 + k * (layers + 1)}.0.out_layers.3.weight")[0] for k in range(levels)]
@@ -78,7 +78,7 @@ def convert(source: Source) -> Converted:
     return Converted(card, USE, lambda folder: write_pixel_model(folder, unet, scheduler), news=news)
 
 
-def _depth(source: Source) -> tuple[int, int]:
+def depth(source: Source) -> tuple[int, int]:
     """Return levels and blocks a level: every level but the last ends its way up with a change of size."""
     blocks = 1 + max(int(found[1]) for name in source.tensors if (found := re.match(r"output_blocks\.(\d+)\.", name)))
     ups = {
@@ -114,13 +114,13 @@ def _renamed(source: Source, levels: int, layers: int, head_channels: int) -> di
     for name, value in source.tensors.items():
         home, inner, kind = placed(name, homes)
         if ".attentions." in home:
-            found |= _attention(home, inner, kind, value, head_channels if order == "legacy" else None)
+            found |= split_attention(home, inner, kind, value, head_channels if order == "legacy" else None)
         elif name != LABELS:  # a name without a home stays, and is refused with the others that do not fit
             found[joined(home, inner, kind)] = value
     return found
 
 
-def _attention(home: str, inner: str, kind: str, value: Tensor, head_channels: int | None) -> dict[str, Tensor]:
+def split_attention(home: str, inner: str, kind: str, value: Tensor, head_channels: int | None) -> dict[str, Tensor]:
     """Split the joint projection: its rows are (head, qkv, channel) in the legacy order, (qkv, head, channel) in the new."""
     value = value.flatten(1) if value.ndim > 1 else value
     if inner != "qkv":

@@ -15,6 +15,9 @@ from editkit.backbones.convert import (
     controlnet,
     cyclenet,
     ddpm,
+    diffae,
+    diffae_classifier,
+    diffae_latent,
     diffusionclip,
     irse50,
     lpips,
@@ -27,7 +30,9 @@ from editkit.backbones.convert.reading import tensor_sets
 from editkit.errors import UsageError, UserError, suggestion
 
 # Of layouts that fit, the later one is taken: a ControlNet's file holds the whole Stable Diffusion that it steers.
-_MODULES = (ddpm, adm, diffusionclip, asyrp, clip, irse50, lpips, sd, pbe, controlnet, cyclenet, v_diffusion)
+_LATENT = (sd, pbe, controlnet, cyclenet)
+_AUTOENCODERS = (diffae, diffae_latent, diffae_classifier)  # the second holds the first
+_MODULES = (ddpm, adm, diffusionclip, asyrp, clip, irse50, lpips, *_LATENT, v_diffusion, *_AUTOENCODERS)
 LAYOUTS = {module.LAYOUT.name: module.LAYOUT for module in _MODULES}
 SHOWN = 3
 

@@ -1,0 +1,134 @@
+"""Diffusion autoencoders (Preechakul et al., CVPR 2022, arXiv 2111.15640): a UNet conditioned on a semantic code, z_sem."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DModel
+from torch import Tensor
+
+from editkit.backbones.assets import resolve
+from editkit.backbones.features import FeatureNet
+from editkit.backbones.pixel import PixelBackbone
+from editkit.backbones.unet import dtype_of
+from editkit.engine.schedule import Schedule
+from editkit.errors import UsageError
+from editkit.networks.semantic_encoder import SemanticEncoder
+from editkit.networks.two_conditions import add_second_condition
+from editkit.types import Condition, EditRequest, Levels, Prediction
+
+
+class DiffusionAutoencoder(FeatureNet):
+    """The semantic encoder and the UNet that it conditions, which are trained together and lie in one folder.
+
+    Args:
+        sample_size: side of the pictures.
+        channels: of each level of the UNet, the largest pictures first.
+        encoder_channels: of each level of the encoder.
+        code: width of z_sem.
+        embedding: width of the time's embedding.
+        blocks: of a level on the way down; the way up has one more.
+        attended: sides of pictures at which attention follows every block, besides the middle.
+        groups: of channels that are normalised together.
+        dropout: of the UNet's blocks in training.
+    """
+
+    kind = "diffae"
+
+    def __init__(
+        self,
+        *,
+        sample_size: int,
+        channels: Sequence[int],
+        encoder_channels: Sequence[int],
+        code: int = 512,
+        embedding: int = 512,
+        blocks: int = 2,
+        attended: Sequence[int] = (16,),
+        groups: int = 32,
+        dropout: float = 0.1,
+    ) -> None:
+        levels = {"channels": list(channels), "encoder_channels": list(encoder_channels), "attended": list(attended)}
+        widths = {"sample_size": sample_size, "code": code, "embedding": embedding, "blocks": blocks}
+        super().__init__(**widths, **levels, groups=groups, dropout=dropout)
+        attends = [sample_size >> level in attended for level in range(len(channels))]
+        unet = UNet2DModel(
+            sample_size=sample_size,
+            block_out_channels=tuple(channels),
+            layers_per_block=blocks,
+            down_block_types=tuple("AttnDownBlock2D" if here else "ResnetDownsampleBlock2D" for here in attends),
+            up_block_types=tuple("AttnUpBlock2D" if here else "ResnetUpsampleBlock2D" for here in reversed(attends)),
+            downsample_type="resnet",
+            upsample_type="resnet",
+            downsample_padding=1,
+            resnet_time_scale_shift="scale_shift",
+            attention_head_dim=None,  # one head
+            attn_norm_num_groups=groups,
+            norm_num_groups=groups,
+            time_embedding_dim=embedding,
+            dropout=dropout,
+        )
+        self.unet = add_second_condition(unet, code)
+        self.encoder = SemanticEncoder(encoder_channels, code, size=sample_size, blocks=blocks, attended=attended, groups=groups)
+
+
+class DiffAEBackbone(PixelBackbone):
+    """A diffusion autoencoder as a Denoiser, frozen and in eval mode. Its condition is z_sem, as `Condition.vector`.
+
+    Args:
+        net: encoder and UNet.
+    """
+
+    def __init__(self, net: DiffusionAutoencoder) -> None:
+        super().__init__(net.unet, Schedule.linear())
+        self.encoder = net.encoder.requires_grad_(False).eval()
+        self.code_width: int = net.config["code"]
+
+    def semantic_code(self, images: Tensor) -> Tensor:
+        """Return z_sem (B, code_width) in float32 of images (B, 3, H, W) in [-1, 1]."""
+        return self.encoder(images.to(self.device, self.unet.dtype)).float()
+
+    def condition(self, request: EditRequest) -> Condition | None:
+        """Return z_sem of a request's image; None for a request without one."""
+        if request.image is None:
+            return None
+        with torch.no_grad():
+            return Condition(vector=self.semantic_code(request.image[None]))
+
+    def forward(self, x: Tensor, t: float | Tensor, cond: Condition | None = None) -> Prediction:
+        """Predict x0 and eps of x (B, 3, H, W) at model time t, given z_sem (B, code_width) as `cond.vector`.
+
+        Raises:
+            UsageError: no z_sem.
+        """
+        middle, finish = self.halves(x, t, cond)
+        return finish([middle])[0]
+
+    def levels(self, n: int, *, start: int | None = None) -> Levels:
+        """Return the levels of the published code: every (1000 / n)th time from 0, an image placed at the first of them."""
+        return replace(self.schedule.levels(n, start=start, spacing="leading"), entry=1)
+
+    def _embedding(self, t: float | Tensor, cond: Condition | None, batch: int) -> Tensor:
+        if cond is None or cond.vector is None:
+            raise UsageError(
+                "a diffusion autoencoder is conditioned on the code of a picture, and none was given: edit a picture "
+                "(--method reconstruction), or pass Condition(vector=backbone.semantic_code(images))"
+            )
+        time = super()._embedding(t, cond, batch)
+        return torch.cat([time, cond.vector.to(time).expand(batch, -1)], 1)
+
+
+def load_diffae(path: str | Path, *, dtype: str = "float32") -> DiffAEBackbone:
+    """Load a diffusion autoencoder: what `editkit convert` made of a published checkpoint, or what was trained here.
+
+    Args:
+        path: its folder, or its name in $EDITKIT_WEIGHTS.
+        dtype: precision of the networks, "float32", "bfloat16" or "float16"; everything around them stays in float32.
+
+    Raises:
+        UserError: no such weights, something else in the folder, an unknown dtype.
+    """
+    return DiffAEBackbone(DiffusionAutoencoder.load(resolve(path)).to(dtype_of(dtype)))
