@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -117,7 +118,20 @@ def save_lora(unet: nn.Module, folder: Path, whole: tuple[str, ...] = ()) -> Non
 
     (config,) = unet.peft_config.values()
     layers = {name: tensor.detach().cpu().contiguous() for name, tensor in get_peft_model_state_dict(unet).items()}
-    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers, unet_lora_adapter_metadata=config.to_dict())
+    about = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers, unet_lora_adapter_metadata=about)
+    settle(folder / ADAPTER)
     others = {name: p.detach().cpu().contiguous() for name, p in unet.named_parameters() if whole and name.startswith(whole)}
     if others:
         save_file(others, folder / WHOLE, metadata={"format": "pt"})
+
+
+def settle(file: Path) -> None:
+    """Sort the metadata of a safetensors file, whose order is another each time if they are several."""
+    data = file.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
