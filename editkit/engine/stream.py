@@ -131,7 +131,7 @@ class _Run(Generic[Item, Sample, Result]):
         if self.fixed is not None:
             samples = samples + [samples[-1]] * (self.fixed - count)
         try:
-            with nullcontext() if self.fixed is None else _one_thread():
+            with nullcontext() if self.fixed is None else one_thread():
                 results = self.work(samples)
         except Exception as error:
             return error.with_traceback(None)
@@ -162,7 +162,8 @@ def _ahead(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Compute on one thread while the context is open: several share sums out in another order."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -19,8 +19,9 @@ from editkit.app.loaded import Loaded
 from editkit.app.markdown import insert
 from editkit.app.options import EvaluateOptions
 from editkit.app.questions import faces
+from editkit.app.questions.base import pictures
 from editkit.app.questions.face_judges import FIGURES
-from editkit.app.questions.faces import Faces, make_cases, rendered, source_of
+from editkit.app.questions.faces import Faces, make_cases, source_of
 from editkit.app.tables import markdown_table
 from editkit.app.trial import summary
 from editkit.data.toyworld.faces import held_out
@@ -108,7 +109,7 @@ def test_an_edit_that_changes_something_else_is_charged_for_it():
     cases = held.cases
     others = [trials.faces.edited(face, shirt="teal" if face.shirt != "teal" else "red") for face in cases.answers]
     seeing.oracle.show(others)
-    found = Faces().score(seeing, cases, rendered(others))
+    found = Faces().score(seeing, cases, pictures(trials.faces.render, others))
     assert (found.figures["success"] == 1).all() and (found.kept["shirt"] == 0).all()
     assert (found.figures["preservation"] < 1).all() and (found.kept["skin"] == 1).all()
     assert "expression" not in found.kept

@@ -6,8 +6,9 @@ import torch
 from torch.nn.functional import normalize
 
 from editkit.app import contest
+from editkit.app.questions.base import pictures
 from editkit.app.questions.face_judges import Judges
-from editkit.app.questions.faces import Faces, make_cases, rendered
+from editkit.app.questions.faces import Faces, make_cases
 from editkit.app.trial import Trial
 from editkit.data.toyworld import faces
 from editkit.data.toyworld.world import find_edit
@@ -26,7 +27,7 @@ class Remembering(Oracle):
         self.known: list[tuple[torch.Tensor, faces.Face]] = []
 
     def show(self, found):
-        self.known += list(zip(rendered(found), found, strict=True))
+        self.known += list(zip(pictures(faces.render, found), found, strict=True))
 
     def read(self, images):
         recognised = [next((face for picture, face in self.known if torch.equal(picture, image)), None) for image in images]

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from editkit import cli, recipe
+from editkit.engine.stream import one_thread
 from editkit.training import checkpoint
 from editkit.training.rundir import RunDir
 from tests.outcome import result
@@ -39,16 +37,6 @@ def launch(arguments: list[str]) -> subprocess.Popen:
     pipe = subprocess.PIPE
     arguments = [sys.executable, "-m", "editkit", *arguments]
     return subprocess.Popen(arguments, env=environment, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str]:

@@ -126,6 +126,13 @@ def attend(p: Weights, name: str, x: Tensor, head: int | None, new_order: bool =
     return x + (h + p(f"{name}.proj_out.bias", c, spread=0.1)[:, None]).view_as(x)
 
 
+def embedded(p: Weights, t: Tensor, ch: int) -> Tensor:
+    """guided-diffusion's embedding (B, 4 ch) of times t (B,)."""
+    angles = t[:, None].float() * torch.exp(-math.log(10000) * torch.arange(ch // 2) / (ch // 2))
+    emb = p.line("time_embed.0", torch.cat([angles.cos(), angles.sin()], 1), 4 * ch)
+    return p.line("time_embed.2", swish(emb), 4 * ch)
+
+
 def adm(
     p: Weights,
     x: Tensor,
@@ -146,9 +153,7 @@ def adm(
 
     One head where `head` is None. A code (B, D) scales every block after the time, as in diffusion autoencoders.
     """
-    angles = t[:, None].float() * torch.exp(-math.log(10000) * torch.arange(ch // 2) / (ch // 2))
-    emb = p.line("time_embed.0", torch.cat([angles.cos(), angles.sin()], 1), 4 * ch)
-    emb = p.line("time_embed.2", swish(emb), 4 * ch)
+    emb = embedded(p, t, ch)
 
     def block(name: str, x: Tensor, width: int, resize=lambda x: x) -> Tensor:
         h = p.conv(f"{name}.in_layers.2", resize(swish(p.group_norm(f"{name}.in_layers.0", x, 1e-5))), width, 3)

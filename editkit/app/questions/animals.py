@@ -7,15 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from editkit.app.questions.base import NO_EDIT, Cases, Questions
+from editkit.app.questions.base import NO_EDIT, Cases, Questions, feature_distances, pictures
 from editkit.app.questions.figures import PIXELS, SCORE, Figure, Scores, pixel_figures
 from editkit.data.toyworld.animals import KINDS, Animal, animal_at, caption, render, translated
 from editkit.metrics.edits import judge
-from editkit.metrics.frechet import frechet
 from editkit.metrics.images import differing
 from editkit.metrics.oracle import Oracle, load_oracle
 
@@ -88,7 +86,8 @@ class Animals(Questions):
     def cases(self, edit: Translation, split: str, count: int, *, size: int) -> AnimalCases:
         """Return the first animals of a kind of a split."""
         animals = [animal_at(split, k, edit.source) for k in range(count)]
-        images, truth = rendered(animals, size), rendered([translated(animal, edit.target) for animal in animals], size)
+        answers = [translated(animal, edit.target) for animal in animals]
+        images, truth = pictures(render, animals, size), pictures(render, answers, size)
         keys = [f"animals/{split}/{edit.source}/{k:06d}" for k in range(count)]
         return AnimalCases(edit, keys, images, truth, differing(truth, images), animals)
 
@@ -111,13 +110,4 @@ class Animals(Questions):
         """Return each variant's distance to other animals of the target kind; ("", "") is that of these animals' own answers."""
         other = "test" if split == "validation" else "validation"
         real = self.cases(EDITS[f"{cases.edit.target} to {cases.edit.source}"], other, len(cases), size=cases.images.shape[-1])
-        device = next(judges.parameters()).device
-        with torch.no_grad():
-            reference, own = (judges.features(images.to(device)).cpu() for images in (real.images, cases.truth))
-        return {name: frechet(found.cpu(), reference) for name, found in {**features, ("", ""): own}.items()}
-
-
-def rendered(animals: list[Animal], size: int = 64) -> Tensor:
-    """Return renderings (N, 3, size, size) in [-1, 1]."""
-    pictures = np.stack([render(animal, size)[0] for animal in animals])
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().contiguous() / 127.5 - 1
+        return feature_distances(judges, features, real.images, cases.truth)

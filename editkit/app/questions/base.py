@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -12,7 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from editkit.app.questions.figures import Figure, Scores, joined
+from editkit.data.items import image_tensor
 from editkit.errors import UsageError, suggestion
+from editkit.metrics.frechet import frechet
+from editkit.metrics.oracle import Oracle
 from editkit.types import EditRequest
 
 MARGIN = 2  # pixels that a mask reaches beyond what must change
@@ -176,3 +179,20 @@ class Questions(ABC):
     def distances(self, judges: Any, cases: Any, split: str, features: Mapping[Any, Tensor]) -> dict[Any, float]:
         """Return the Frechet distance of each set of features to real pictures, with that of the answers by ("", "")."""
         return {}
+
+
+def pictures(render: Callable[..., Any], shown: Sequence[Any], size: int = 64) -> Tensor:
+    """Return what a renderer of the toy world, whose first result is the picture, makes: (N, 3, size, size) in [-1, 1]."""
+    return torch.stack([image_tensor(render(one, size)[0]) for one in shown])
+
+
+@torch.no_grad()
+def feature_distances(oracle: Oracle, features: Mapping[Any, Tensor], real: Tensor, answers: Tensor) -> dict[Any, float]:
+    """Return the Frechet distance of each set of an oracle's features (N, D) to those of real pictures (M, 3, H, W).
+
+    Args:
+        answers: the exact answers (N, 3, H, W), whose own distance is that of ("", "").
+    """
+    device = next(oracle.parameters()).device
+    reference, own = (oracle.features(images.to(device)).cpu() for images in (real, answers))
+    return {name: frechet(found.cpu(), reference) for name, found in {**features, ("", ""): own}.items()}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from editkit.app.artefacts import bundled, choose
-from editkit.app.questions.base import NO_EDIT, Questions
+from editkit.app.questions.base import NO_EDIT, Questions, pictures
 from editkit.app.questions.face_cases import FaceCases
 from editkit.app.questions.face_judges import FIGURES, Judges, distances, judged, load_judges
 from editkit.app.questions.figures import Scores
@@ -82,7 +82,7 @@ def make_cases(edit: Edit, split: str, count: int, *, size: int = 64) -> FaceCas
     changed = [source != face for source, face in zip(sources, faces, strict=True)]
     suffix = edit.name.replace(" ", "-")
     keys = [f"faces/{split}/{i:06d}" + (f"-before-{suffix}" if anew else "") for i, anew in enumerate(changed)]
-    images, truth = rendered(sources, size), rendered(answers, size)
+    images, truth = pictures(render, sources, size), pictures(render, answers, size)
     return FaceCases(edit, keys, images, truth, differing(truth, images), sources, answers, changed)
 
 
@@ -97,12 +97,6 @@ def source_of(edit: Edit, face: Face, index: int) -> Face:
         other = draw_face(rng)
         face = replace(face, **{name: getattr(other, name) for name in names})
     return face
-
-
-def rendered(faces: Sequence[Face], size: int = 64) -> Tensor:
-    """Return renderings (N, 3, size, size) in [-1, 1]."""
-    pictures = np.stack([render(face, size)[0] for face in faces])
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().contiguous() / 127.5 - 1
 
 
 def _edits_of(folder: str, weights: Sequence[str]) -> list[Edit]:

@@ -6,16 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from editkit.app.questions.base import NO_EDIT, Cases, Questions
+from editkit.app.questions.base import NO_EDIT, Cases, Questions, feature_distances, pictures
 from editkit.app.questions.figures import PIXELS, SCORE, Figure, Scores, pixel_figures
 from editkit.data.toyworld.styled import STYLES, StyledFace, in_style, render, styled_at, visible
 from editkit.data.toyworld.styles import CALLED
 from editkit.metrics.edits import judge
-from editkit.metrics.frechet import frechet
 from editkit.metrics.images import differing
 from editkit.metrics.oracle import Oracle, load_oracle
 from editkit.metrics.structure import KeyEncoder, structure_distance
@@ -99,7 +97,7 @@ class Styles(Questions):
         """Return the first faces of a split."""
         faces = [styled_at(split, k, "plain") for k in range(count)]
         answers = [in_style(face, edit.name) for face in faces]
-        images, truth = rendered(faces, size), rendered(answers, size)
+        images, truth = pictures(render, faces, size), pictures(render, answers, size)
         keys = [f"faces/{split}/{k:06d}" for k in range(count)]
         return StyleCases(edit, keys, images, truth, differing(truth, images), answers)
 
@@ -126,13 +124,4 @@ class Styles(Questions):
         """Return each variant's distance to other faces in the style; ("", "") is that of these faces' own answers."""
         other = "test" if split == "validation" else "validation"
         real = self.cases(cases.edit, other, len(cases), size=cases.images.shape[-1]).truth
-        device = next(judges.oracle.parameters()).device
-        with torch.no_grad():
-            reference, own = (judges.oracle.features(images.to(device)).cpu() for images in (real, cases.truth))
-        return {name: frechet(found.cpu(), reference) for name, found in {**features, ("", ""): own}.items()}
-
-
-def rendered(faces: list[StyledFace], size: int = 64) -> Tensor:
-    """Return renderings (N, 3, size, size) in [-1, 1]."""
-    pictures = np.stack([render(face, size)[0] for face in faces])
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().contiguous() / 127.5 - 1
+        return feature_distances(judges.oracle, features, real, cases.truth)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from editkit.app.questions import questions_named
-from editkit.app.questions.animals import rendered
+from editkit.app.questions.base import pictures
 from editkit.data.toyworld import animals
 from editkit.data.toyworld.animals import animal_at
 from editkit.errors import UsageError
@@ -24,7 +24,7 @@ def cases():
 def oracle(cases):
     cats = [animal_at("test", k, "cat") for k in range(6)]
     shown = [*cats, *(animals.translated(cat, "dog") for cat in cats), *(animal_at("test", k, "dog") for k in range(6))]
-    return Perfect(animals, shown, rendered(shown))
+    return Perfect(animals, shown, pictures(animals.render, shown))
 
 
 def scores(oracle, cases, images):
@@ -41,7 +41,7 @@ def test_the_exact_answer_is_a_full_success(oracle, cases):
 def test_doing_nothing_and_another_dog_are_not(oracle, cases):
     nothing = scores(oracle, cases, cases.images)
     assert nothing["success"] == 0 and nothing["preservation"] == 1 and nothing["l2"] == 0
-    others = scores(oracle, cases, rendered([animal_at("test", k, "dog") for k in range(6)]))
+    others = scores(oracle, cases, pictures(animals.render, [animal_at("test", k, "dog") for k in range(6)]))
     assert others["success"] == 1 and others["preservation"] < 0.6 and others["score"] < 0.8
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from editkit.app.questions import questions_named
-from editkit.app.questions.styles import rendered
+from editkit.app.questions.base import pictures
 from editkit.data.toyworld import styled
 from editkit.data.toyworld.styled import in_style, styled_at
 from editkit.errors import UsageError
@@ -27,7 +27,7 @@ def judges():
     faces = [styled_at("test", k, "plain") for k in range(2 * COUNT)]
     shown = [in_style(face, style) for face in faces for style in ("plain", "pencil", "neon")]
     dino = SimpleNamespace(keys=lambda images: images.flatten(2).transpose(1, 2))
-    return SimpleNamespace(oracle=Perfect(styled, shown, rendered(shown)), dino=dino)
+    return SimpleNamespace(oracle=Perfect(styled, shown, pictures(styled.render, shown)), dino=dino)
 
 
 def scores(judges, cases, images):
@@ -43,8 +43,8 @@ def test_the_exact_answer_is_a_full_success(judges, cases):
 def test_doing_nothing_another_style_and_another_face_are_not(judges, cases):
     nothing = scores(judges, cases, cases.images)
     assert nothing["success"] == nothing["structure"] == 0 and nothing["preservation"] == 1
-    assert scores(judges, cases, rendered([styled_at("test", k, "neon") for k in range(COUNT)]))["success"] == 0
-    others = scores(judges, cases, rendered([styled_at("test", k + COUNT, "pencil") for k in range(COUNT)]))
+    assert scores(judges, cases, pictures(styled.render, [styled_at("test", k, "neon") for k in range(COUNT)]))["success"] == 0
+    others = scores(judges, cases, pictures(styled.render, [styled_at("test", k + COUNT, "pencil") for k in range(COUNT)]))
     assert others["success"] == 1 and others["preservation"] < 0.7
 
 
