@@ -129,7 +129,7 @@ def load_baselines(
     if options.baselines:
         return found
     size = next(iter(methods.values())).size
-    return {name: one for name, one in found.items() if one is None or applies(name, one, size, edit)}
+    return {name: one for name, one in found.items() if one is None or applies(name, one, size, edit, questions)}
 
 
 def baselines(options: EvaluateOptions, questions: Questions, methods: Mapping[str, Any]) -> list[str]:
@@ -138,16 +138,19 @@ def baselines(options: EvaluateOptions, questions: Questions, methods: Mapping[s
     return [name for name in dict.fromkeys(options.baselines or questions.baselines) if name not in ("none", *typed)]
 
 
-def applies(name: str, loaded: Loaded, size: tuple[int, int], edit: Edit) -> bool:
+def applies(name: str, loaded: Loaded, size: tuple[int, int], edit: Edit, questions: Questions) -> bool:
     """Say whether a baseline makes sense: pictures of the methods' size, and a backbone that it can use as it is.
 
-    SDEdit without a text only draws a picture anew, and a network that was taught to edit is no plain diffusion model.
+    SDEdit needs something that says what is wanted, a text or a model that knows the target alone, or else it only draws a
+    picture anew; and a network that was taught to edit is no plain diffusion model.
     """
     backbone = getattr(loaded.editor, "backbone", None)
     if loaded.size != size:
         return False
     if name == "sdedit":
-        return backbone is not None and _plain(backbone) and backbone.condition(EditRequest("", prompt=edit.prompt)) is not None
+        if backbone is None or not _plain(backbone):
+            return False
+        return questions.target_models or backbone.condition(EditRequest("", prompt=edit.prompt)) is not None
     return name not in ("reconstruction", "p2p") or backbone is None or _plain(backbone)
 
 
@@ -157,8 +160,9 @@ def _plain(backbone: Any) -> bool:
 
 def _load_baseline(options: EvaluateOptions, questions: Questions, cfg: DictConfig, name: str, edit: Edit) -> Loaded:
     """Return a baseline, on the backbone of a method's configuration unless it has one of its own."""
-    other = compose([f"recipe={name}"], conf_dirs=options.conf)
-    if name not in questions.equipped:
+    own = questions.equipped.get(name)
+    other = compose([f"recipe={name}", *(own or ())], conf_dirs=options.conf)
+    if own is None:
         other.backbone = cfg.backbone
     other.engine = cfg.engine
     return load_editor(other, name, prompt=edit.prompt, device=options.device, dtype=options.dtype)

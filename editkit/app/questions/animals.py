@@ -75,6 +75,7 @@ class Animals(Questions):
     shown = ("success", "preservation", "score", "psnr", "ssim", "l2")
     compared = ("score", "success", "preservation", "l2")
     baselines = (NO_EDIT, "reconstruction", "sdedit", "ilvr")
+    target_models = True
 
     def edits(self) -> Mapping[str, Translation]:
         return EDITS

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -111,7 +112,8 @@ class Questions(ABC):
         shown: the figures of the table.
         compared: figures whose differences from the baselines get an interval.
         baselines: names of recipes, `NO_EDIT` among them.
-        equipped: baselines with a backbone of their own, which do not take the method's.
+        equipped: baselines that do not take the method's backbone, each with overrides of its recipe, which say what they take.
+        target_models: whether backbones know what is wanted and nothing else, so that SDEdit needs no text.
         tradeoffs: pairs of figures (x, y) whose curves a sweep draws.
     """
 
@@ -123,7 +125,8 @@ class Questions(ABC):
     shown: ClassVar[tuple[str, ...]]
     compared: ClassVar[tuple[str, ...]]
     baselines: ClassVar[tuple[str, ...]]
-    equipped: ClassVar[tuple[str, ...]] = ()
+    equipped: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
+    target_models: ClassVar[bool] = False
     tradeoffs: ClassVar[tuple[tuple[str, str], ...]] = (("preservation", "success"),)
 
     @abstractmethod

@@ -12,7 +12,7 @@ import numpy as np
 from editkit.data.toyworld import animals
 from editkit.data.toyworld.captions import Caption, caption
 from editkit.data.toyworld.claims import Claims, measured, satisfied, unclear
-from editkit.data.toyworld.faces import PARTS, Face, draw_face, edited, held_out, render, visible
+from editkit.data.toyworld.faces import CATEGORICAL, PARTS, Face, draw_face, edited, held_out, render, visible
 from editkit.data.toyworld.samples import SPLITS as SPLITS
 from editkit.data.toyworld.samples import Domain, Sample, seed
 from editkit.data.toyworld.scenes import world as scenes
@@ -96,6 +96,23 @@ def find_edit(name: str) -> Edit:
         if plain in (edit.name, edit.prompt):
             return edit
     raise UsageError(f"no edit of the toy faces is called {name!r}.{suggestion(plain, EDITS)} There are: {', '.join(EDITS)}")
+
+
+def face_of(look: str, split: str, index: int) -> Face:
+    """Return a face of a look of a split: `face_at` where that has it, else what is drawn next.
+
+    Raises:
+        UsageError: an unknown look or split.
+        ValueError: a negative index.
+    """
+    looks = CATEGORICAL["look"]
+    if look not in looks:
+        raise UsageError(f"no face looks {look!r}.{suggestion(look, looks)} There are: {', '.join(looks)}")
+    rng = np.random.default_rng(seed(split, index))
+    face = draw_face(rng)
+    while face.look != look or held_out(face) != (split == "heldout"):
+        face = draw_face(rng)
+    return face
 
 
 def counterfactual(face: Face, edit_name: str) -> Face:
