@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from editkit.backbones.base import Backbone
-from editkit.backbones.pixel import PixelBackbone
+from editkit.backbones.pixel import PixelBackbone, load_pixel
 from editkit.data.items import check_holds
 from editkit.errors import UsageError, suggestion
 from editkit.methods.weakly_supervised.unit_ddpm.editor import UnitDDPMEditor
@@ -63,6 +63,7 @@ class UnitDDPM(Method):
 
     Args:
         backbone: a model of pixels, for layout, noise and the first weights of both noise networks.
+        init_from: folders of a pixel model of each domain, whose weights training begins with instead; none: the backbone's.
         domains: names of the two domains, in the data's order.
         target: the domain that an edit translates into; None: the second.
         width, blocks: of the translators, see `Translator`.
@@ -71,7 +72,8 @@ class UnitDDPM(Method):
         steps, release, strength: of an edit, see `UnitDDPMEditor`.
 
     Raises:
-        UsageError: a model of latents, other than two domains, an unknown target or distance.
+        UsageError: a model of latents, other than two domains, an unknown target or distance, a number of models to begin from
+            that is not two.
     """
 
     unused_parameters = True  # a batch may lack one of the domains
@@ -80,6 +82,7 @@ class UnitDDPM(Method):
         self,
         *,
         backbone: Backbone,
+        init_from: Sequence[str] = (),
         domains: Sequence[str] = ("source", "target"),
         target: str | None = None,
         width: int = 64,
@@ -97,6 +100,9 @@ class UnitDDPM(Method):
             raise UsageError("unit-ddpm needs a model of pixels: choose backbone=toy_faces or unit_ddpm64")
         if cycle_norm not in DISTANCES:
             raise UsageError(f"method.cycle_norm={cycle_norm} is unknown: choose from {', '.join(DISTANCES)}")
+        if len(init_from) not in (0, 2):
+            raise UsageError(f"method.init_from={list(init_from)}: give a model for each of the two domains, or none")
+        self.init_from = tuple(init_from)
         self.domains, self.target = tuple(domains), target_of(domains, target)
         self.backbone, self.cycle, self.distance = backbone, cycle, DISTANCES[cycle_norm]
         self.noise = nn.ModuleList(NoiseNetwork(backbone) for _ in domains)
@@ -110,6 +116,11 @@ class UnitDDPM(Method):
     def trainable(self) -> dict[str, Iterable[nn.Parameter]]:
         """Return the parameters of both noise networks, and of both translators."""
         return {"noise": self.noise.parameters(), "translators": self.translators.parameters()}
+
+    def prepare_training(self) -> None:
+        """Begin from models of the domains, if there are some."""
+        for network, path in zip(self.noise, self.init_from, strict=False):
+            network.begin_from(load_pixel(path))  # type: ignore[operator]
 
     def precompute(self, dataset: Any) -> None:
         """Keep a few images for the sample grid.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from editkit.backbones.pixel import PixelBackbone
+from editkit.errors import UsageError
 from editkit.networks.conv_in import widen_conv_in
 from editkit.types import Condition
 
@@ -31,6 +32,20 @@ class NoiseNetwork(PixelBackbone):
         """Return (C, H, W) of one picture."""
         channels, height, width = super().sample_shape
         return channels // 2, height, width
+
+    def begin_from(self, backbone: PixelBackbone) -> None:
+        """Take over the weights of a model of the own domain; those for the other picture become zero.
+
+        Raises:
+            UsageError: a network of another layout, or one that predicts something else.
+        """
+        begun = NoiseNetwork(backbone)
+        ours, theirs = (
+            (one.parameterization, {name: tensor.shape for name, tensor in one.state_dict().items()}) for one in (self, begun)
+        )
+        if ours != theirs:
+            raise UsageError("method.init_from needs models of the backbone's layout that predict what it does, eps or v")
+        self.load_state_dict(begun.state_dict())
 
     def _input(self, x: Tensor, cond: Condition | None) -> Tensor:
         assert cond is not None and cond.concat is not None, "a noise network reads two pictures"
