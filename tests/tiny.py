@@ -167,8 +167,9 @@ def shrink(name: str, folder: Path) -> list[str]:
     sizes = {"train": 8, "validation": 8, "test": 8, "size": SIDE}
     for place, data in (("data", plain["data"]), ("data.inner", plain["data"].get("inner", {}))):
         changes |= {f"{place}.{key}": value for key, value in sizes.items() if key in data}
-    folders = {"root": "domains" if "domains" in plain["data"] else "images", "cache_dir": "cache"}
-    changes |= {f"data.{key}": folder / place for key, place in folders.items() if plain["data"].get(key) is not None}
+    for place, data in (("data", plain["data"]), ("data.inner", plain["data"].get("inner", {}))):
+        folders = {"root": "domains" if "domains" in data else "images", "cache_dir": "cache"}
+        changes |= {f"{place}.{key}": folder / home for key, home in folders.items() if data.get(key) is not None}
     changes |= {f"method.{key}": f"'{TEXTS[key]}'" for key in TEXTS if f"method.{key}" in missing(plain)}
     changes |= {"trainer.steps": 8, "trainer.images": "null", "trainer.batch_size": 2, "trainer.accumulate": 1}
     changes |= {"trainer.devices": 1, "trainer.num_nodes": 1, "trainer.num_workers": 0, "trainer.accelerator": "cpu"}

@@ -62,6 +62,25 @@ class PixelBackbone(UNetBackbone):
         return self._prediction(x, t, self.unet(self._input(x, cond), self.times_of(t, len(x))).sample)
 
 
+class UntrainedPixel(PixelBackbone):
+    """A pixel model of random weights, to train from scratch; a file that was trained from it is told by its noise alone.
+
+    Args:
+        network: arguments of diffusers' UNet2DModel.
+        scheduler: what a scheduler_config.json would say of the noise.
+
+    Raises:
+        UserError: as for `PixelBackbone`, and an unknown schedule or parameterization.
+    """
+
+    def __init__(self, network: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:
+        super().__init__(UNet2DModel(**network), schedule_of(scheduler), parameterization_of(scheduler))
+
+    def identity(self) -> Mapping[str, Tensor]:
+        """Return nothing: the next one has other weights."""
+        return {}
+
+
 def load_pixel(
     path: str | Path,
     *,

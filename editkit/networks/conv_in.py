@@ -1,13 +1,17 @@
-"""Wider first convolutions: how a text-to-image UNet comes to take further input channels."""
+"""Wider first convolutions: how a trained UNet comes to take further input channels."""
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import nn
 
+Unet = TypeVar("Unet", UNet2DConditionModel, UNet2DModel)
 
-def widen_conv_in(unet: UNet2DConditionModel, channels: int) -> UNet2DConditionModel:
+
+def widen_conv_in(unet: Unet, channels: int) -> Unet:
     """Let a UNet take `channels` input channels; it starts out deaf to the new ones, and return it.
 
     The old weights and the bias are kept and the new weights are zero, so that the output stays the same whatever the new

@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from editkit.engine.schedule import Schedule
 from editkit.errors import UsageError
-from editkit.types import EditRequest, EditResult
+from editkit.types import EditRequest, EditResult, Levels
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -75,6 +76,18 @@ def draws_of(requests: Sequence[EditRequest]) -> dict[str, Any]:
         "seed": [request.seed for request in requests],
         "sample": [request.sample for request in requests],
     }
+
+
+def walked_levels(schedule: Schedule, steps: int, strength: float, name: str) -> Levels:
+    """Return `steps` evenly spaced levels from time 0 to the share `strength` of the noise scale, for an editor of that name.
+
+    Raises:
+        UsageError: a strength out of range, or more steps than there are times.
+    """
+    if not 0 < strength <= 1:
+        raise UsageError(f"strength {strength} is out of range: {name} starts above 0 and at most at 1, pure noise")
+    last = round(strength * len(schedule)) - 1
+    return schedule.levels(steps, start=max(last, 1), spacing="linspace")
 
 
 def by_steps(requests: Sequence[EditRequest], default: int) -> list[tuple[int, list[int]]]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor
 
 from editkit.errors import UsageError, UserError
 from editkit.training.artefact import Artefact
 from editkit.training.method import Method
 
+Load = Callable[[Mapping[str, Tensor]], None]
 
-def take(method: Method, artefacts: Sequence[Artefact], kind: str, name: str) -> None:
+
+def take(method: Method, artefacts: Sequence[Artefact], kind: str, name: str, load: Load | None = None) -> None:
     """Load a method's trained part from a file, if there is one, and make the method ready to edit.
 
     Args:
@@ -17,6 +21,7 @@ def take(method: Method, artefacts: Sequence[Artefact], kind: str, name: str) ->
         artefacts: one file at most.
         kind: what its card has to say that it is.
         name: the method's, for messages.
+        load: copies the file's tensors into the method, and raises ValueError where they do not fit; None: all that is trained.
 
     Raises:
         UsageError: several files, or a strength.
@@ -28,7 +33,7 @@ def take(method: Method, artefacts: Sequence[Artefact], kind: str, name: str) ->
         if artefact.card.get("kind") != kind:
             raise UserError(f"the weights {artefact.name!r} are not of {name} (made by {artefact.card.get('method', 'unknown')})")
         try:
-            method.load_trained(artefact.tensors)
+            (load or method.load_trained)(artefact.tensors)
         except ValueError as error:
             raise UserError(f"the weights {artefact.name!r} do not fit this recipe: {error}") from error
     method.requires_grad_(False).eval()

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from editkit.backbones.controlnet import Controlled, hint
 from editkit.backbones.latent import Residuals
 from editkit.engine.denoiser import Wrapper
 from editkit.engine.lanes import evaluate
+from editkit.networks.constant import as_constant
 from editkit.types import Condition, Prediction
 
 NET = "image"  # name of the ControlNet: its hint is the image itself
@@ -81,9 +81,7 @@ class Routed(Wrapper):
 
     def unet_as_constant(self, x: Tensor, t: float | Tensor, cond: Condition | None, control: Residuals | None) -> Prediction:
         """Predict as `unet` does; the UNet's weights get no gradient, what the ControlNet adds does."""
-        backbone = self.denoiser.backbone
-        weights = {name: p.detach() for name, p in backbone.named_parameters() if p.requires_grad}
-        return self._run(lambda: functional_call(backbone, weights, (x.detach(), t, cond), {"residuals": control}))
+        return self._run(lambda: as_constant(self.denoiser.backbone, x.detach(), t, cond, residuals=control))
 
     def _run(self, call: Callable[[], Any]) -> Any:
         return checkpoint(call, use_reentrant=False) if self.recompute else call()

@@ -13,9 +13,8 @@ from editkit.engine.guidance import Clip, Guidance
 from editkit.engine.rng import batch_noise, level_noise
 from editkit.engine.sample import Noise, sample
 from editkit.engine.steps import ddpm
-from editkit.errors import UsageError
 from editkit.methods.weakly_supervised.egsde.energies import Features, TwoEnergies
-from editkit.training.editor import Editor, draws_of, grouped, images_of
+from editkit.training.editor import Editor, draws_of, grouped, images_of, walked_levels
 from editkit.types import EditRequest, EditResult, Levels
 
 
@@ -68,10 +67,7 @@ class EGSDEEditor(Editor):
         Raises:
             UsageError: a strength out of range, or more steps than there are times.
         """
-        if not 0 < strength <= 1:
-            raise UsageError(f"strength {strength} is out of range: {self.name} starts above 0 and at most at 1, pure noise")
-        last = round(strength * len(self.backbone.schedule)) - 1
-        return self.backbone.schedule.levels(steps, start=max(last, 1), spacing="linspace")
+        return walked_levels(self.backbone.schedule, steps, strength, self.name)
 
     @torch.no_grad()
     def edit(self, requests: Sequence[EditRequest], state: Any = None) -> EditResult:
