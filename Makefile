@@ -11,6 +11,7 @@ VAE := runs/toy/vae/export
 ON_VAE := method.vae=$(VAE) data.encoder.path=$(VAE)
 # what an outline is called is learned from single objects, where noise still hides the outline
 SHAPES := data.inner.near=1 method.times=[0.5,1] trainer.steps=1500
+FAMILY ?= weakly_supervised
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
 # brows and wrinkles are fine detail, so these shifts act further down, over 19 and 18 levels an image
@@ -22,7 +23,7 @@ edit = run="runs/toy/asyrp-$$(echo "$(1)" | tr ' ' '-')" && $(BIN)/editkit train
 	&& cp "$$run"/export/*.safetensors editkit/assets/asyrp/
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format table toy-weights clean
+.PHONY: help demo test test-all lint format table family-table toy-weights clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -57,6 +58,9 @@ format: $(INSTALLED) ## mend the style
 
 table: $(INSTALLED) ## put the table of methods into the README
 	$(BIN)/editkit methods --update README.md
+
+family-table: $(INSTALLED) ## the methods of FAMILY in one table, into the README (WEIGHTS="METHOD=PATH ...")
+	$(BIN)/editkit evaluate --family $(FAMILY) $(addprefix --weights ,$(WEIGHTS)) -o out/$(FAMILY) --update README.md
 
 toy-weights: $(INSTALLED) ## train the bundled models again, into editkit/assets (hours)
 	@for pair in $(TOYS); do name=$${pair%%:*}; asset=editkit/assets/$${pair##*:}; run=runs/toy/$$name; \

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from editkit.app.markdown import insert
+from editkit.errors import UsageError, suggestion
 from editkit.recipe import Card, cards
 
 FAMILIES = {
@@ -33,6 +34,21 @@ def rows(conf: Sequence[Path] = ()) -> list[tuple[str, ...]]:
     order = list(FAMILIES)
     found.sort(key=lambda card: (order.index(card.family) if card.family in order else len(order), card.recipe))
     return [_row(card, f"paper/{card.recipe}" in variants) for card in found]
+
+
+def of_family(name: str, conf: Sequence[Path] = ()) -> list[str]:
+    """Return the recipes of a family's methods by name, such as those of "weakly_supervised".
+
+    Raises:
+        UsageError: no such family, or one without methods.
+    """
+    keys = {text.replace(" ", "_").replace("-", "_"): key for key, text in FAMILIES.items() if key != "baseline"}
+    if name not in keys:
+        raise UsageError(f"there is no family {name!r}.{suggestion(name, keys)} Choose from {', '.join(keys)}")
+    found = sorted(card.recipe for card in methods(conf) if card.family == keys[name])
+    if not found:
+        raise UsageError(f"the family {name} has no methods yet")
+    return found
 
 
 def plain_table() -> str:

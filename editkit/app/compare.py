@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from editkit.app import markdown
 from editkit.app.artefacts import by_method
 from editkit.app.device import device_of
 from editkit.app.editing import Edited, edit_batch
@@ -214,8 +215,7 @@ def _cells(figures: Mapping[str, Mapping[str, float | None]]) -> Iterator[list[s
 
 
 def _markdown(figures: Mapping[str, Mapping[str, float | None]]) -> str:
-    lines = ["| " + " | ".join(_headings()) + " |", "|---|" + "---:|" * len(COLUMNS)]
-    return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in _cells(figures)), "", NOTE, ""])
+    return f"{markdown.table(_headings(), _cells(figures))}\n\n{NOTE}\n"
 
 
 def _terminal(figures: Mapping[str, Mapping[str, float | None]]) -> Table:

@@ -88,6 +88,11 @@ def check_baselines(options: EvaluateOptions, questions: Questions) -> None:
             raise UsageError(f"no baseline {name!r} for {questions.name}.{suggestion(name, known)} There are: {listed}")
 
 
+def load_method(options: EvaluateOptions, name: str, cfg: DictConfig, weights: Sequence[str], edit: Edit) -> Loaded:
+    """Return one method, ready for the edit. Raises UserError if there are no weights for it."""
+    return load_editor(cfg, name, weights=weights, prompt=edit.prompt, device=options.device, dtype=options.dtype)
+
+
 def load_methods(options: EvaluateOptions, recipes: Mapping[str, DictConfig], edit: Edit) -> dict[str, Loaded]:
     """Return each method, ready for the edit, by name.
 
@@ -96,9 +101,8 @@ def load_methods(options: EvaluateOptions, recipes: Mapping[str, DictConfig], ed
     """
     loaded, weights = {}, weights_of(options, list(recipes))
     for name, cfg in recipes.items():
-        chosen = {"weights": weights[name], "device": options.device, "dtype": options.dtype}
         try:
-            loaded[name] = load_editor(cfg, name, prompt=edit.prompt, **chosen)
+            loaded[name] = load_method(options, name, cfg, weights[name], edit)
         except UserError as error:
             whose = f"{name} for the edit {edit.name!r}" if edit.prompt else name
             raise type(error)(f"{whose}: {error}") from error

@@ -15,7 +15,7 @@ from editkit.app import contest, tradeoff
 from editkit.app.device import device_of
 from editkit.app.entrants import asked_of, check_baselines, chosen_edits, composed, load_baselines, load_methods
 from editkit.app.loaded import Loaded, short_name
-from editkit.app.markdown import insert
+from editkit.app.markdown import check_marks, insert
 from editkit.app.options import EvaluateOptions
 from editkit.app.processes import spread
 from editkit.app.progress import Progress
@@ -43,9 +43,9 @@ def evaluate(options: EvaluateOptions) -> int:
         UserError: unknown edits or baselines, weights that are missing, a folder that cannot be written, jobs on a GPU.
     """
     recipes = composed(options)
-    if options.images is not None and options.images < 2:
-        raise UsageError(f"--images {options.images}: at least 2 images are needed")
     questions = asked_of(recipes)
+    if options.update is not None:
+        check_marks(options.update, questions.mark)
     check_baselines(options, questions)
     edits = chosen_edits(options, questions, recipes)
     jobs = count_jobs(options, edits)
@@ -54,8 +54,7 @@ def evaluate(options: EvaluateOptions) -> int:
     check_writable(output)
     for _, alike in groupby(edits, lambda edit: edit.prompt):
         load_methods(options, recipes, next(alike))  # what is missing shows now, not hours later
-    trials = trials_of(options, questions, recipes, edits, jobs)
-    results = summary(trials, seed=options.seed, device=str(device_of(options.device)), jobs=jobs)
+    results, trials = measured(options, questions, recipes, edits, jobs=jobs)
     paths = write(output, results, trials)
     if options.sweep:
         paths += tradeoff.write(output, results)
@@ -65,6 +64,20 @@ def evaluate(options: EvaluateOptions) -> int:
     for path in paths:
         print(path)
     return 0
+
+
+def measured(
+    options: EvaluateOptions, questions: Questions, recipes: Mapping[str, DictConfig], edits: Sequence[Edit], *, jobs: int = 1
+) -> tuple[dict[str, Any], list[Trial]]:
+    """Return what metrics.json holds of some edits, and the trial of each."""
+    trials = trials_of(options, questions, recipes, edits, jobs)
+    return summary(trials, **conditions(options), device=str(device_of(options.device)), jobs=jobs), trials
+
+
+def conditions(options: EvaluateOptions) -> dict[str, Any]:
+    """Return what results depend on besides the methods and edits, as metrics.json has it."""
+    chosen = {name: getattr(options, name) for name in ("split", "seed", "steps", "dtype", "baselines")}
+    return {**chosen, "images": options.images or IMAGES}
 
 
 def count_jobs(options: EvaluateOptions, edits: Sequence[Edit]) -> int:

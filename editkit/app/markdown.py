@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from editkit.errors import UserError
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, texts: int = 1) -> str:
+    """Return a table; the first columns are texts, all others numbers."""
+    rules = "|" + "---|" * texts + "---:|" * (len(headings) - texts)
+    lines = ["| " + " | ".join(cells) + " |" for cells in (headings, *rows)]
+    return "\n".join([lines[0], rules, *lines[1:]])
 
 
 def insert(path: Path, mark: str, text: str) -> None:

@@ -270,25 +270,28 @@ class EvaluateOptions(DeviceOptions):
     Attributes:
         methods: names of recipes, or recipe files; a `recipe=` among the overrides takes the place of a single one.
         overrides: as of `RecipeOptions`, for every method.
+        family: name of a family, such as `weakly_supervised`: all its methods, each on an edit that is typical of its questions.
         edits: what to score, such as `smiling` or `recolour`; empty takes all that the recipe's questions ask, of faces those
             that any of the methods has weights for.
         images: how many images of the split; None is all of them (256).
-        weights: as of `EditOptions` for a single method, METHOD=PATH[:STRENGTH] for several.
+        weights: as of `EditOptions` for a single method, METHOD=PATH[:STRENGTH] for several and for a family.
         baselines: names of baselines to put beside the methods; `none` for none, empty for the standard ones.
-        output: folder for metrics.json, report.html and the pictures.
+        output: folder for metrics.json, report.html and the pictures; of a family, with a folder for each method.
         update: a file such as README.md, to put the table between its lines <!-- results --> and <!-- /results -->; for scenes
-            these are <!-- results instructions --> and so on.
+            these are <!-- results instructions --> and so on, for a family <!-- results family NAME -->.
         sweep: overrides of a single method may hold several values (`method.scale=2,4,8`), and each is evaluated.
         jobs: edits at once, at least 1.
 
     Raises:
-        UsageError: keys of `method` or a sweep for several methods, no jobs, an option has none of the values it can have.
+        UsageError: keys of `method` or a sweep for several methods, fewer than two images, no jobs, what a family cannot have,
+            an option has none of the values it can have.
     """
 
     overrides: list[str] = option("What differs from the recipes, as key=value.", default=[], positional=True)
     methods: list[str] = option(
         "Name of a recipe, the same as recipe=NAME (repeatable).", default=[], group=RECIPE, name="--method"
     )
+    family: str | None = option("All methods of a family, such as weakly_supervised, in one table.", group=RECIPE)
     backbone: str | None = option("Name of a backbone for every method, the same as backbone=NAME.", group=RECIPE)
     conf: list[Path] = option("A folder of your own recipes and groups, laid out like conf/.", default=[], group=RECIPE)
     dry_run: bool = option("Print the resolved recipes and stop.", default=False, group=RECIPE)
@@ -307,7 +310,11 @@ class EvaluateOptions(DeviceOptions):
         _check_choices(self)
         if self.jobs < 1:
             raise UsageError(f"--jobs {self.jobs}: at least 1 edit is made at a time")
-        if len(self.methods) < 2:
+        if self.images is not None and self.images < 2:
+            raise UsageError(f"--images {self.images}: at least 2 images are needed")
+        if self.family is not None:
+            self._check_family()
+        elif len(self.methods) < 2:
             return
         if self.sweep:
             raise UsageError("--sweep with several methods: sweep them one by one")
@@ -317,6 +324,12 @@ class EvaluateOptions(DeviceOptions):
                     f"{text} with several methods: each has keys of its own; evaluate them one by one, or give each a recipe "
                     f"file (editkit cp NAME FILE.yaml)"
                 )
+
+    def _check_family(self) -> None:
+        own = {"--method": self.methods, "--backbone": self.backbone, "--edit": self.edits, "--sweep": self.sweep}
+        others = [flag for flag, value in {**own, "--jobs": self.jobs > 1}.items() if value]
+        if others:
+            raise UsageError(f"--family {self.family} asks each method one edit of its own: leave out {', '.join(others)}")
 
     def recipes(self) -> list[RecipeOptions]:
         """Return the options of each method's recipe, in the order typed.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
+from editkit.app.catalogue import of_family
 from editkit.app.options import EvaluateOptions, RecipeOptions
 from editkit.recipe import compose, frozen, recipe_file, thaw, validate
 
@@ -29,6 +31,8 @@ def resolved(options: RecipeOptions | EvaluateOptions) -> str:
         RecipeError: anything that would stop the command before it starts.
     """
     if isinstance(options, EvaluateOptions):
+        if options.family:
+            options = replace(options, family=None, methods=of_family(options.family, options.conf))
         return "---\n".join(resolved(one) for one in options.recipes())
     source = getattr(options, "source", None)
     if source:

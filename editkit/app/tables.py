@@ -9,6 +9,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from editkit.app import markdown
 from editkit.app.questions import QUESTIONS, Questions
 from editkit.app.questions.figures import Figure
 
@@ -47,12 +48,17 @@ def rows(results: Mapping[str, Any]) -> Iterator[tuple[list[str], bool]]:
     for edit, found in results["edits"].items():
         for method, entry in found["methods"].items():
             cost = [amount(entry["seconds"]), amount(entry["calls"]), amount(entry["training_seconds"])]
-            differences = found["differences"].get(method, {})
-            above = bool(differences) and all(other["score"]["above"] for other in differences.values())
+            above = is_above(found, method)
             for variant, measured in entry["variants"].items():
                 name = method if variant == "raw" else f"{method} ({variant})"
                 figures = [number(questions.figures[one], measured["figures"][one]["mean"]) for one in questions.shown]
                 yield [edit, name, *figures, *cost], above and variant == "raw"
+
+
+def is_above(found: Mapping[str, Any], method: str) -> bool:
+    """Say whether a method is above every baseline on the score of an edit, and there are some."""
+    differences = found["differences"].get(method, {})
+    return bool(differences) and all(other["score"]["above"] for other in differences.values())
 
 
 def terminal_table(results: Mapping[str, Any]) -> Table:
@@ -78,10 +84,10 @@ def markdown_table(results: Mapping[str, Any]) -> str:
     """Return the same table as Markdown, with a note on what was measured."""
     questions = questions_of(results)
     heads, score = headings(questions), 2 + questions.shown.index("score")
-    lines = ["| " + " | ".join(heads) + " |", "|---|---|" + "---:|" * (len(heads) - 2)]
+    lines = []
     for cells, above in rows(results):
         if above:
             cells[1], cells[score] = f"**{cells[1]}**", f"**{cells[score]}**"
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(cells)
     measured = f"{results['images']} {questions.subject} of the {results['split']} split, seed {results['seed']}. {NOTE}"
-    return "\n".join([*lines, "", measured, ""])
+    return f"{markdown.table(heads, lines, texts=2)}\n\n{measured}\n"

@@ -61,16 +61,11 @@ def summary(trials: Sequence[Trial], **common: Any) -> dict[str, Any]:
 
     Args:
         trials: one an edit, of the same methods and split.
-        common: what else is true of all of them (seed, device, jobs).
+        common: what else is true of all of them (split, images, seed, device, jobs).
     """
     first = trials[0]
-    head = {
-        "evaluate": first.questions.name,
-        "methods": first.methods,
-        "split": first.split,
-        "images": len(first.cases),
-        **common,
-    }
+    about = {"split": first.split, "images": len(first.cases), **common}
+    head = {"evaluate": first.questions.name, "methods": first.methods, **about}
     return plain({**head, "edits": {trial.cases.edit.name: _entry(trial) for trial in trials}})
 
 

@@ -14,19 +14,19 @@ from editkit.app.grid import save_grid
 from editkit.app.report import Example, report
 from editkit.app.tables import markdown_table
 from editkit.app.trial import Trial
+from editkit.data.files import write_atomic
 from editkit.errors import UserError
 
 SHOWN = 12  # pictures in sheets and in the report
 
 
 def write(output: Path, results: Mapping[str, Any], trials: Sequence[Trial]) -> list[Path]:
-    """Write all files of an evaluation and return their paths.
+    """Write all files of an evaluation and return their paths; metrics.json is written last, when all is there.
 
     Raises:
         UserError: one cannot be written.
     """
     texts = {
-        "metrics.json": json.dumps(results, indent=1, allow_nan=False) + "\n",
         "table.md": markdown_table(results),
         "report.html": report(results, {trial.cases.edit.name: examples(trial) for trial in trials}),
     }
@@ -38,12 +38,23 @@ def write(output: Path, results: Mapping[str, Any], trials: Sequence[Trial]) -> 
             csv.writer(file).writerows(_lines(trials))
     except OSError as error:
         raise UserError(f"cannot write to {output}: {error.strerror or error}") from error
-    paths = [output / name for name in (*texts, "images.csv")]
+    paths = [output / name for name in ("metrics.json", *texts, "images.csv")]
     for trial in trials:
         rows = dict(_rows(trial))
         sheet = output / f"sheet-{trial.cases.edit.name.replace(' ', '-')}.png"
         paths.append(save_grid(sheet, list(rows.values()), labels=list(rows)))
+    write_json(output / "metrics.json", results)
     return paths
+
+
+def write_json(path: Path, results: Mapping[str, Any]) -> None:
+    """Write strict JSON, whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    text = json.dumps(results, indent=1, allow_nan=False) + "\n"
+    write_atomic(path, lambda file: file.write(text.encode()))
 
 
 def examples(trial: Trial) -> list[Example]:

@@ -19,7 +19,13 @@ def command(options: EvaluateOptions) -> int | None:
 
     editkit evaluate --method asyrp --edit smiling -o report
 
-    editkit evaluate --method asyrp --method clip-guided --edit smiling --edit old --jobs 2"""
+    editkit evaluate --method asyrp --method clip-guided --edit smiling --edit old --jobs 2
+
+    editkit evaluate --family weakly_supervised --weights effdiff=runs/effdiff -o out/family"""
+    if options.family:
+        from editkit.app.family import evaluate_family
+
+        return evaluate_family(options)
     from editkit.app.evaluate import evaluate
 
     return evaluate(options)

@@ -241,6 +241,13 @@ def test_a_real_recipe_runs_beside_its_baselines_on_its_own_backbone(monkeypatch
     assert entry["settings"]["clip-guided"]["backbone"] == str(backbone)
 
 
+def test_a_file_without_marks_is_refused_before_any_edit(stand_ins, tmp_path):
+    (tmp_path / "README.md").write_text("nothing")
+    with pytest.raises(UserError, match="has no lines <!-- results -->"):
+        command.evaluate(options(tmp_path / "out", update=tmp_path / "README.md"))
+    assert not (tmp_path / "out").exists()
+
+
 # Several methods
 
 

@@ -75,6 +75,7 @@ class Animals(Questions):
     shown = ("success", "preservation", "score", "psnr", "ssim", "l2")
     compared = ("score", "success", "preservation", "l2")
     baselines = (NO_EDIT, "reconstruction", "sdedit", "ilvr")
+    typical = "cat to dog"
     target_models = True
 
     def edits(self) -> Mapping[str, Translation]:
@@ -82,7 +83,7 @@ class Animals(Questions):
 
     def usual(self, weights: Mapping[str, Any]) -> list[Translation]:
         """Return what the bundled models of animals are for."""
-        return [EDITS["cat to dog"]]
+        return [EDITS[self.typical]]
 
     def cases(self, edit: Translation, split: str, count: int, *, size: int) -> AnimalCases:
         """Return the first animals of a kind of a split."""

@@ -113,6 +113,7 @@ class Questions(ABC):
         compared: figures whose differences from the baselines get an interval.
         baselines: names of recipes, `NO_EDIT` among them.
         equipped: baselines that do not take the method's backbone, each with overrides of its recipe, which say what they take.
+        typical: the edit that stands for all of them where a method gets one row.
         target_models: whether backbones know what is wanted and nothing else, so that SDEdit needs no text.
         tradeoffs: pairs of figures (x, y) whose curves a sweep draws.
     """
@@ -125,6 +126,7 @@ class Questions(ABC):
     shown: ClassVar[tuple[str, ...]]
     compared: ClassVar[tuple[str, ...]]
     baselines: ClassVar[tuple[str, ...]]
+    typical: ClassVar[str]
     equipped: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
     target_models: ClassVar[bool] = False
     tradeoffs: ClassVar[tuple[tuple[str, str], ...]] = (("preservation", "success"),)

@@ -74,6 +74,7 @@ class Domains(SceneQuestions):
     shown = ("success", "preservation", "score", "structure", "cycle", "psnr", "ssim", "clip_direction")
     compared = ("score", "success", "preservation", "structure", "cycle")
     baselines = (NO_EDIT, "reconstruction", "sdedit")
+    typical = "day to night"
 
     def edits(self) -> Mapping[str, Direction]:
         return EDITS

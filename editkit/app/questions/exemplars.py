@@ -94,6 +94,7 @@ class Exemplars(SceneQuestions):
     )
     compared = ("score", "success", "preservation", "harmony")
     baselines = (NO_EDIT, "copy-paste", "inpaint")
+    typical = "exemplar"
     equipped: Mapping[str, tuple[str, ...]] = {"inpaint": ()}
     tradeoffs = (("preservation", "success"), ("clip_reference", "harmony"))
 

@@ -43,6 +43,7 @@ class Instructions(SceneQuestions):
     shown = ("success", "preservation", "score", "psnr_inside", "psnr_outside", "ssim", "clip_direction", "clip_similarity")
     compared = ("score", "success", "preservation", "psnr_inside", "psnr_outside")
     baselines = (NO_EDIT, "reconstruction", "sdedit", "p2p")
+    typical = "recolour"
     tradeoffs = (("clip_similarity", "clip_direction"), ("preservation", "success"))
 
     def edits(self) -> Mapping[str, Named]:

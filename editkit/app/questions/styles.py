@@ -88,6 +88,7 @@ class Styles(Questions):
     shown = ("success", "preservation", "score", "structure", "psnr", "ssim")
     compared = ("score", "success", "preservation", "structure")
     baselines = (NO_EDIT, "reconstruction", "clip-guided", "sdedit")
+    typical = "pencil"
     equipped: Mapping[str, tuple[str, ...]] = {"sdedit": ("backbone=toy_latent",)}  # which has read what styles are called
     tradeoffs = (("preservation", "success"), ("structure", "success"))
 
