@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from editkit.backbones.features import FeatureNet
+from editkit.backbones.strided import strided_levels
 from editkit.engine.schedule import Schedule
 from editkit.networks.skip_mlp import SkipMLP
-from editkit.types import Condition, Prediction
+from editkit.types import Condition, Levels, Prediction
 
 STEPS, BETA = 1000, 0.008  # the same noise is added at all times
 
@@ -54,6 +55,10 @@ class LatentDDIM(FeatureNet):
         """Predict the clean code and the noise of normalised codes z (B, dim) at model time t, a number or (B,)."""
         times = torch.as_tensor(t, device=z.device).expand(len(z))
         return self.schedule.convert(z, t, self.network(z, times), self.parameterization)
+
+    def levels(self, n: int) -> Levels:
+        """Return the levels of the published code, every (1000 / n)th time from 0."""
+        return strided_levels(self.schedule, n)
 
 
 class AttributeClassifier(FeatureNet):
