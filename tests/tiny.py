@@ -155,8 +155,8 @@ def write_images(folder: Path, count: int = 8, side: int = SIDE) -> Path:
 
 
 def write_texts(folder: Path) -> None:
-    """Write a metadata.jsonl with a source and a target text for each picture."""
-    texts = {"source": "a face", "target": "a smiling face"}
+    """Write a metadata.jsonl with a source and a target text and an attribute for each picture."""
+    texts = {"source": "a face", "target": "a smiling face", "factors": {"Smiling": 1}}
     lines = [json.dumps({"file_name": path.name, **texts}) for path in sorted(folder.glob("*.png"))]
     (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
 

@@ -67,9 +67,8 @@ def train(options: TrainOptions) -> int:
     if options.dry_run:
         print(staged.resolved(options), end="")
         return 0
-    whole = None if _joins() else staged.composed(options)
-    if whole is not None and (options.stage or staged.stages_of(whole)):
-        return train_stages(options, whole)
+    if not _joins() and (options.stage or staged.stages_of(options)):
+        return train_stages(options)
     cfg = configuration(options)
     with taken_back_unless_it_fits(RunDir(Path(cfg.run_dir))):
         result = run(cfg)
@@ -81,16 +80,16 @@ def train(options: TrainOptions) -> int:
     return 0
 
 
-def train_stages(options: TrainOptions, cfg: DictConfig) -> int:
+def train_stages(options: TrainOptions) -> int:
     """Train the stages of a recipe that are missing, or the one that was named, in their order; return 0.
 
     Raises:
         UserError: as `train`.
     """
-    for stage in staged.missing_stages(options, cfg):
-        remark(f"editkit: stage {stage} of {options.method}")
-        train(staged.stage_options(options, cfg, stage))
-    if folder := staged.freeze_whole(options, cfg):
+    for one in staged.to_train(options):
+        remark(f"editkit: {one.method}")
+        train(one)
+    if folder := staged.freeze_whole(options):
         print(f"edit with editkit edit --from {folder}")
     return 0
 
