@@ -27,6 +27,7 @@ LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]
 LOADERS = {
     "editkit.backbones.pixel.load_pixel": "ddpm",
     "editkit.backbones.diffae.load_diffae": "diffae",
+    "editkit.backbones.hdae.load_hdae": "hdae",
     "editkit.backbones.v_diffusion.load_v_diffusion": "v-diffusion",
     "editkit.backbones.latent_folder.load_latent": "latent",
     "editkit.backbones.clip.load_clip": "clip",
@@ -87,6 +88,7 @@ def write_v_diffusion(folder: Path) -> Path:
 def write_diffae(folder: Path) -> None:
     """Write a diffusion autoencoder of 16 x 16 pixels, and what is trained over its codes."""
     from editkit.backbones.diffae import DiffusionAutoencoder
+    from editkit.backbones.hdae import HierarchicalAutoencoder
     from editkit.backbones.semantic_codes import AttributeClassifier, LatentDDIM
 
     torch.manual_seed(0)
@@ -95,8 +97,14 @@ def write_diffae(folder: Path) -> None:
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.1)  # half of it starts at zero
     net.save(folder / "diffae")
+    torch.manual_seed(0)
+    levels = HierarchicalAutoencoder(sample_size=SIDE, code=12, embedding=16, **sizes)
+    for parameter in levels.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    levels.save(folder / "hdae")
     LatentDDIM(dim=12, width=16, layers=3).save(folder / "prior")
     AttributeClassifier(attributes=["smiling", "mouth"], dim=12).save(folder / "classifier")
+    AttributeClassifier(attributes=["smiling", "mouth"], dim=24, parts=["8", "16"]).save(folder / "directions")
 
 
 def write_clip(folder: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import UNet2DModel
@@ -93,8 +93,13 @@ class DiffAEBackbone(PixelBackbone):
     def __init__(self, net: DiffusionAutoencoder) -> None:
         super().__init__(net.unet, Schedule.linear(), net.parameterization)
         self.encoder = net.encoder.requires_grad_(False).eval()
-        self.config = net.config
+        self.config, self.network = net.config, type(net)
         self.code_width: int = net.config["code"]
+
+    @property
+    def parts(self) -> dict[str, slice]:
+        """Return what a code consists of, by name: where it lies in `Condition.vector`."""
+        return {"code": slice(0, self.code_width)}
 
     def semantic_code(self, images: Tensor) -> Tensor:
         """Return z_sem (B, code_width) in float32 of images (B, 3, H, W) in [-1, 1]."""
@@ -102,7 +107,7 @@ class DiffAEBackbone(PixelBackbone):
 
     def save(self, folder: str | Path) -> Path:
         """Write the folder that `load_diffae` reads."""
-        net = DiffusionAutoencoder(**self.config)
+        net = self.network(**self.config)
         net.load_state_dict(self.state_dict())
         return net.save(folder)
 
@@ -136,6 +141,9 @@ class DiffAEBackbone(PixelBackbone):
         return torch.cat([time, cond.vector.to(time).expand(batch, -1)], 1)
 
 
+Net = TypeVar("Net", bound=DiffusionAutoencoder)
+
+
 def begin_diffae(path: str | Path, **network: Any) -> DiffusionAutoencoder:
     """Return a diffusion autoencoder that starts as an unconditional model: of the code it says nothing yet.
 
@@ -146,6 +154,11 @@ def begin_diffae(path: str | Path, **network: Any) -> DiffusionAutoencoder:
     Raises:
         UserError: no such model, or one that does not scale and shift by the time or has another noise schedule.
     """
+    return begun(DiffusionAutoencoder, path, **network)
+
+
+def begun(kind: type[Net], path: str | Path, **network: Any) -> Net:
+    """Return a network of a kind, see `begin_diffae`."""
     start = load_pixel(path)
     if start.unet.config.resnet_time_scale_shift != "scale_shift":
         raise UserError(
@@ -155,9 +168,7 @@ def begin_diffae(path: str | Path, **network: Any) -> DiffusionAutoencoder:
         raise UserError(f"{path} cannot become a diffusion autoencoder: those have a linear noise schedule, 1e-4 to 0.02")
     unet = {name: value for name, value in start.unet.config.items() if not name.startswith("_")}
     widths = {"sample_size": unet["sample_size"], "channels": unet["block_out_channels"], "embedding": start.time_width}
-    net = DiffusionAutoencoder(
-        **{"dropout": unet["dropout"], **network}, **widths, unet=unet, parameterization=start.parameterization
-    )
+    net = kind(**{"dropout": unet["dropout"], **network}, **widths, unet=unet, parameterization=start.parameterization)
     renamed = {name.replace("time_emb_proj.", "time_emb_proj.time."): value for name, value in start.unet.state_dict().items()}
     missing, unknown = net.unet.load_state_dict(renamed, strict=False)
     assert not unknown and all("time_emb_proj.code." in name for name in missing)

@@ -67,12 +67,14 @@ class AttributeClassifier(FeatureNet):
     Args:
         attributes: their names, one for each row.
         dim: of z_sem.
+        parts: names of what z_sem consists of, in their order, where it is more than one code.
     """
 
     kind = "diffae-classifier"
 
-    def __init__(self, *, attributes: Sequence[str], dim: int = 512) -> None:
-        super().__init__(attributes=list(attributes), dim=dim)
+    def __init__(self, *, attributes: Sequence[str], dim: int = 512, parts: Sequence[str] = ("code",)) -> None:
+        own = {} if list(parts) == ["code"] else {"parts": list(parts)}
+        super().__init__(attributes=list(attributes), dim=dim, **own)
         self.linear = nn.Linear(dim, len(attributes))
         self.scale = CodeScale(dim)
 

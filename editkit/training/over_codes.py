@@ -133,7 +133,8 @@ class Classifier(OverCodes):
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
     ) -> None:
-        net = AttributeClassifier(attributes=list(attributes), dim=semantic(backbone).code_width)
+        width, parts = semantic(backbone).code_width, list(semantic(backbone).parts)
+        net = AttributeClassifier(attributes=list(attributes), dim=width, parts=parts)
         super().__init__(backbone, net, optimizer=optimizer, scheduler=scheduler)
         self.claims = dict(attributes) if isinstance(attributes, Mapping) else {name: {name: None} for name in attributes}
         self.latent, self.flipped = latent, check_share("flipped", flipped)

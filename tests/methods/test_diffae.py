@@ -17,7 +17,7 @@ from editkit.data.attributes import example, holds
 from editkit.engine.guidance import Clip, Guided
 from editkit.errors import UsageError
 from editkit.methods.weakly_supervised.diffae import Autoencoder, Classifier, DiffAE, DiffAEEditor, Prior
-from editkit.methods.weakly_supervised.diffae import editor as editing
+from editkit.training import code_editor as editing
 from editkit.training.named_attributes import labelled, named
 from editkit.types import Condition, EditRequest
 from tests.tiny import SIDE, shrink, write_all
@@ -182,14 +182,15 @@ def test_towards_a_reference(editor):
     first, second = requests(None, None)
     towards = lambda share, **given: edited(editor, [EditRequest("0.png", picture(0), references=[picture(1)], strength=share)])  # noqa: E731
     own, other = edited(editor, [first]), edited(editor, [second])
-    assert torch.equal(towards(0.0), own) and torch.equal(towards(1.0), other)
+    near = lambda a, b: torch.allclose(a, b, atol=1e-3)  # noqa: E731 - batches of other sizes round differently
+    assert near(towards(0.0), own) and near(towards(1.0), other)
     middle = towards(0.5)
-    assert not torch.equal(middle, own) and not torch.equal(middle, other)
+    assert not near(middle, own) and not near(middle, other)
     editor.moves = ("noise",)
     state = editor.prepare([first, second])
-    assert torch.allclose(towards(1.0), editor.decode(state.codes[:1], state.noises[1:], 5), atol=1e-5), "code of a, noise of b"
+    assert near(towards(1.0), editor.decode(state.codes[:1], state.noises[1:], 5)), "code of a, noise of b"
     editor.moves, editor.shares = ("code", "noise"), [0.0, 2.0]
-    assert torch.equal(towards(None), other)
+    assert near(towards(None), other)
     editor.shares = [1.0]
     with pytest.raises(UsageError, match="2 pictures cannot be mixed"):
         towards(None)
@@ -295,9 +296,10 @@ def test_the_latent_networks_input_reaches_every_layer():
 def test_new_codes_are_denormalised(assets, backbone, tmp_path):
     net = LatentDDIM(dim=12, width=16, layers=3)
     net.scale.mean.fill_(100.0)
+    net.scale.std.fill_(0.01)
     method = DiffAE(backbone=backbone, latent=str(net.save(tmp_path / "prior")), latent_steps=10)
     codes = method.sampled_codes(["a", "b"])
-    assert codes.shape == (2, 12) and abs(float(codes.median()) - 100) < 50
+    assert codes.shape == (2, 12) and (codes - 100).abs().max() < 20
     assert torch.equal(codes[1:], method.sampled_codes(["b"]))
 
 
