@@ -190,6 +190,9 @@ def shrink(name: str, folder: Path) -> list[str]:
     changes |= {place: folder / value.rpartition("-")[2] for place, value in _bundled(plain) if place not in changes}
     if str(plain["method"].get("encoder")).startswith("openai/"):  # an image encoder's CLIP folder
         changes["method.encoder"] = folder / "clip"
+    if isinstance(plain["method"].get("classifier"), str) and "method.classifier" not in changes:
+        many = "hdae" in plain["backbone"]["_target_"]
+        changes["method.classifier"] = folder / ("directions" if many else "classifier")
     sizes = {"train": 8, "validation": 8, "test": 8, "size": SIDE}
     for place, data in (("data", plain["data"]), ("data.inner", plain["data"].get("inner", {}))):
         changes |= {f"{place}.{key}": value for key, value in sizes.items() if key in data}

@@ -35,8 +35,9 @@ class TwoConditions(nn.Module):
         """Return scale and shift (B, 2 channels) of time and second vectors side by side, (B, time_width + n code_width)."""
         width = self.code.in_features
         first = self.time.in_features + self.place * width
-        scale, shift = self.time(both[:, : self.time.in_features]).chunk(2, 1)
-        code = self.code(both[:, first : first + width])
+        time, code = both[:, : self.time.in_features], both[:, first : first + width]
+        scale, shift = self.time(time.contiguous()).chunk(2, 1)  # how a product rounds depends on what lies between the rows
+        code = self.code(code.contiguous())
         return torch.cat([scale + (1 + scale) * code, shift + shift * code], 1)
 
 

@@ -109,6 +109,7 @@ class CodeEditing(Method):
         requests = requests_of(data.validation_dataset(), self.task_images)
         images = images_of(requests).to(self.device)
         identity = None if self.make_identity is None else Identity(self.make_identity().to(self.device))
+        faces = None if identity is None else identity.features(images)
         editor = self._editor()
         codes = self.backbone.semantic_code(images)
         keys = [request.key for request in requests]
@@ -122,10 +123,10 @@ class CodeEditing(Method):
                 back = editor.decode(codes, noise, steps).clamp(-1, 1)
                 told = f"{float(psnr(back, images).mean()):.2f} dB"
                 if identity is not None:
-                    told += f", identity {1 - float(identity(back, images).mean()):.3f}"
+                    told += f", identity {1 - float(identity(back, faces).mean()):.3f}"
                 figures[f"{title}, {steps} steps"] = told
         if identity is not None:
-            figures["other persons"] = f"identity {1 - float(identity(images.roll(1, 0), images).mean()):.3f}"
+            figures["other persons"] = f"identity {1 - float(identity(images.roll(1, 0), faces).mean()):.3f}"
         return figures
 
     @torch.no_grad()
