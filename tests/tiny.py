@@ -26,6 +26,8 @@ SIDE = 16  # pixels
 LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]
 LOADERS = {
     "editkit.backbones.pixel.load_pixel": "ddpm",
+    "editkit.backbones.diffae.load_diffae": "diffae",
+    "editkit.backbones.hdae.load_hdae": "hdae",
     "editkit.backbones.v_diffusion.load_v_diffusion": "v-diffusion",
     "editkit.backbones.latent_folder.load_latent": "latent",
     "editkit.backbones.clip.load_clip": "clip",
@@ -41,6 +43,7 @@ def write_all(folder: Path) -> Path:
 
     write_pixel(folder / "ddpm")
     write_v_diffusion(folder / "v-diffusion")
+    write_diffae(folder)
     tiny_latent.folder(folder / "latent")
     tiny_latent.folder(folder / "inpainting", 9)
     write_clip(folder / "clip")
@@ -67,6 +70,7 @@ def write_pixel(folder: Path) -> Path:
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=8,
         norm_num_groups=4,
+        resnet_time_scale_shift="scale_shift",
     ).save_pretrained(folder / "unet")
     DDPMScheduler(prediction_type="v_prediction", clip_sample=False).save_pretrained(folder / "scheduler")
     return folder
@@ -79,6 +83,28 @@ def write_v_diffusion(folder: Path) -> Path:
     torch.manual_seed(0)
     network = {"channels": [8, 8, 16], "blocks": 1, "attended": 2, "head_channels": 8, "embedding": 16, "mapped": 16}
     return VDiffusionNet(sample_size=SIDE, **network).save(folder)
+
+
+def write_diffae(folder: Path) -> None:
+    """Write a diffusion autoencoder of 16 x 16 pixels, and what is trained over its codes."""
+    from editkit.backbones.diffae import DiffusionAutoencoder
+    from editkit.backbones.hdae import HierarchicalAutoencoder
+    from editkit.backbones.semantic_codes import AttributeClassifier, LatentDDIM
+
+    torch.manual_seed(0)
+    sizes = {"channels": (8, 16), "encoder_channels": (8, 16, 16), "attended": (8,), "blocks": 1, "groups": 4}
+    net = DiffusionAutoencoder(sample_size=SIDE, code=12, embedding=16, **sizes)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)  # half of it starts at zero
+    net.save(folder / "diffae")
+    torch.manual_seed(0)
+    levels = HierarchicalAutoencoder(sample_size=SIDE, code=12, embedding=16, **sizes)
+    for parameter in levels.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    levels.save(folder / "hdae")
+    LatentDDIM(dim=12, width=16, layers=3).save(folder / "prior")
+    AttributeClassifier(attributes=["smiling", "mouth"], dim=12).save(folder / "classifier")
+    AttributeClassifier(attributes=["smiling", "mouth"], dim=24, parts=["8", "16"]).save(folder / "directions")
 
 
 def write_clip(folder: Path) -> Path:
@@ -137,8 +163,8 @@ def write_images(folder: Path, count: int = 8, side: int = SIDE) -> Path:
 
 
 def write_texts(folder: Path) -> None:
-    """Write a metadata.jsonl with a source and a target text for each picture."""
-    texts = {"source": "a face", "target": "a smiling face"}
+    """Write a metadata.jsonl with a source and a target text and an attribute for each picture."""
+    texts = {"source": "a face", "target": "a smiling face", "factors": {"Smiling": 1}}
     lines = [json.dumps({"file_name": path.name, **texts}) for path in sorted(folder.glob("*.png"))]
     (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
 
@@ -164,6 +190,9 @@ def shrink(name: str, folder: Path) -> list[str]:
     changes |= {place: folder / value.rpartition("-")[2] for place, value in _bundled(plain) if place not in changes}
     if str(plain["method"].get("encoder")).startswith("openai/"):  # an image encoder's CLIP folder
         changes["method.encoder"] = folder / "clip"
+    if isinstance(plain["method"].get("classifier"), str) and "method.classifier" not in changes:
+        many = "hdae" in plain["backbone"]["_target_"]
+        changes["method.classifier"] = folder / ("directions" if many else "classifier")
     sizes = {"train": 8, "validation": 8, "test": 8, "size": SIDE}
     for place, data in (("data", plain["data"]), ("data.inner", plain["data"].get("inner", {}))):
         changes |= {f"{place}.{key}": value for key, value in sizes.items() if key in data}

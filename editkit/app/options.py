@@ -94,6 +94,7 @@ class TrainOptions(RecipeOptions):
         source: run directory whose frozen recipe to use instead of composing one.
         fresh: move a run that the folder holds aside; not in a job that SLURM has queued again.
         accept_changes: continue a run of another recipe, with this one's settings.
+        stage: of a recipe with several; None trains those that have not been.
     """
 
     prompt: str | None = option("What the edit should show, for methods that train one text.")
@@ -102,10 +103,11 @@ class TrainOptions(RecipeOptions):
     source: Path | None = option("Continue this run with its own frozen recipe.", name="--from")
     fresh: bool = option("Start anew: a run that the folder holds is moved aside, not deleted.", default=False)
     accept_changes: bool = option("Continue a run with settings that differ from its own.", default=False)
+    stage: str | None = option("Of a recipe with several stages train this one; the missing ones if not given.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        others = self.given("method", "backbone", "overrides", "prompt", "source_prompt", "run_dir")
+        others = self.given("method", "backbone", "overrides", "prompt", "source_prompt", "run_dir", "stage")
         others += [name for name in ("fresh", "accept_changes") if getattr(self, name)]
         if self.source and others:
             raise UsageError(f"--from {self.source} continues a run as it is frozen there; leave out {', '.join(others)}")

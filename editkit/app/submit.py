@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from editkit import recipe
-from editkit.app import slurm
+from editkit.app import slurm, staged
 from editkit.app.continuing import settle
 from editkit.app.edit import checked_plan
 from editkit.app.jobfile import Cluster, editing, training
@@ -79,6 +79,7 @@ def train_job(options: SubmitTrain) -> Job:
     Raises:
         UserError: anything that would stop the training before it starts.
     """
+    options = staged.alone(options)
     folder, runs = _swept(options) if options.sweep else _single(options)
     for cfg in runs.values():
         recipe.validate(cfg)

@@ -18,11 +18,10 @@ import yaml
 from safetensors import SafetensorError
 
 from editkit import recipe
-from editkit.app import slurm
+from editkit.app import slurm, staged
 from editkit.app.continuing import settle, taken_back_unless_it_fits
 from editkit.app.options import TrainOptions
 from editkit.app.progress import remark
-from editkit.app.show import resolved
 from editkit.errors import UserError
 from editkit.training.fit import Outcome, fit
 from editkit.training.method import Method
@@ -66,18 +65,38 @@ def train(options: TrainOptions) -> int:
         UserError: anything the user can mend; Stopped after a signal.
     """
     if options.dry_run:
-        print(resolved(options), end="")
+        print(staged.resolved(options), end="")
         return 0
+    if not _joins() and (options.stage or staged.stages_of(options)):
+        return train_stages(options)
     cfg = configuration(options)
     with taken_back_unless_it_fits(RunDir(Path(cfg.run_dir))):
         result = run(cfg)
     if is_first_process():
         done = result.outcome
-        whole = f"the run has {done.steps} steps and {done.images} images"
-        print(f"trained {done.new_steps} steps in {done.seconds:.0f} s; {whole}")
+        print(f"trained {done.new_steps} steps in {done.seconds:.0f} s; the run has {done.steps} steps and {done.images} images")
         for path in result.exported:
             print(f"wrote {path}")
     return 0
+
+
+def train_stages(options: TrainOptions) -> int:
+    """Train the stages of a recipe that are missing, or the one that was named, in their order; return 0.
+
+    Raises:
+        UserError: as `train`.
+    """
+    for one in staged.to_train(options):
+        remark(f"editkit: {one.method}")
+        train(one)
+    if folder := staged.freeze_whole(options):
+        print(f"edit with editkit edit --from {folder}")
+    return 0
+
+
+def _joins() -> bool:
+    """Say whether this process was started for a run that another one decided on."""
+    return VARIABLE in os.environ and not is_first_process()
 
 
 def configuration(options: TrainOptions) -> DictConfig:
@@ -86,7 +105,7 @@ def configuration(options: TrainOptions) -> DictConfig:
     The first process decides and writes it; the others, which a launcher starts with the same command, read it there.
     """
     announced = os.environ.get(VARIABLE)
-    if announced and not is_first_process():
+    if announced and _joins():
         return recipe.thaw(announced)
     source = options.source or announced
     if source:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from diffusers import UNet2DModel
@@ -12,12 +12,13 @@ from torch import Tensor
 
 from editkit.backbones.assets import resolve
 from editkit.backbones.features import FeatureNet
-from editkit.backbones.pixel import PixelBackbone
+from editkit.backbones.pixel import PixelBackbone, load_pixel
+from editkit.backbones.strided import strided_levels
 from editkit.backbones.unet import dtype_of
 from editkit.engine.schedule import Schedule
-from editkit.errors import UsageError
+from editkit.errors import UsageError, UserError
 from editkit.networks.semantic_encoder import SemanticEncoder
-from editkit.networks.two_conditions import add_second_condition
+from editkit.networks.two_conditions import TwoConditions, add_second_condition, zero
 from editkit.types import Condition, EditRequest, Levels, Prediction
 
 
@@ -34,6 +35,9 @@ class DiffusionAutoencoder(FeatureNet):
         attended: sides of pictures at which attention follows every block, besides the middle.
         groups: of channels that are normalised together.
         dropout: of the UNet's blocks in training.
+        unet: arguments of diffusers' UNet2DModel that take the place of the published network's, for one that another model
+            starts (`begin_diffae`).
+        parameterization: what the UNet puts out, "eps", "v" or "x0".
     """
 
     kind = "diffae"
@@ -50,28 +54,32 @@ class DiffusionAutoencoder(FeatureNet):
         attended: Sequence[int] = (16,),
         groups: int = 32,
         dropout: float = 0.1,
+        unet: Mapping[str, Any] | None = None,
+        parameterization: str = "eps",
     ) -> None:
         levels = {"channels": list(channels), "encoder_channels": list(encoder_channels), "attended": list(attended)}
         widths = {"sample_size": sample_size, "code": code, "embedding": embedding, "blocks": blocks}
-        super().__init__(**widths, **levels, groups=groups, dropout=dropout)
+        own = {} if unet is None else {"unet": dict(unet), "parameterization": parameterization}
+        super().__init__(**widths, **levels, groups=groups, dropout=dropout, **own)
+        self.parameterization = parameterization
         attends = [sample_size >> level in attended for level in range(len(channels))]
-        unet = UNet2DModel(
-            sample_size=sample_size,
-            block_out_channels=tuple(channels),
-            layers_per_block=blocks,
-            down_block_types=tuple("AttnDownBlock2D" if here else "ResnetDownsampleBlock2D" for here in attends),
-            up_block_types=tuple("AttnUpBlock2D" if here else "ResnetUpsampleBlock2D" for here in reversed(attends)),
-            downsample_type="resnet",
-            upsample_type="resnet",
-            downsample_padding=1,
-            resnet_time_scale_shift="scale_shift",
-            attention_head_dim=None,  # one head
-            attn_norm_num_groups=groups,
-            norm_num_groups=groups,
-            time_embedding_dim=embedding,
-            dropout=dropout,
-        )
-        self.unet = add_second_condition(unet, code)
+        published = {
+            "sample_size": sample_size,
+            "block_out_channels": tuple(channels),
+            "layers_per_block": blocks,
+            "down_block_types": tuple("AttnDownBlock2D" if here else "ResnetDownsampleBlock2D" for here in attends),
+            "up_block_types": tuple("AttnUpBlock2D" if here else "ResnetUpsampleBlock2D" for here in reversed(attends)),
+            "downsample_type": "resnet",
+            "upsample_type": "resnet",
+            "downsample_padding": 1,
+            "resnet_time_scale_shift": "scale_shift",
+            "attention_head_dim": None,  # one head
+            "attn_norm_num_groups": groups,
+            "norm_num_groups": groups,
+            "time_embedding_dim": embedding,
+            "dropout": dropout,
+        }
+        self.unet = add_second_condition(UNet2DModel(**(published if unet is None else unet)), code)
         self.encoder = SemanticEncoder(encoder_channels, code, size=sample_size, blocks=blocks, attended=attended, groups=groups)
 
 
@@ -83,13 +91,25 @@ class DiffAEBackbone(PixelBackbone):
     """
 
     def __init__(self, net: DiffusionAutoencoder) -> None:
-        super().__init__(net.unet, Schedule.linear())
+        super().__init__(net.unet, Schedule.linear(), net.parameterization)
         self.encoder = net.encoder.requires_grad_(False).eval()
+        self.config, self.network = net.config, type(net)
         self.code_width: int = net.config["code"]
+
+    @property
+    def parts(self) -> dict[str, slice]:
+        """Return what a code consists of, by name: where it lies in `Condition.vector`."""
+        return {"code": slice(0, self.code_width)}
 
     def semantic_code(self, images: Tensor) -> Tensor:
         """Return z_sem (B, code_width) in float32 of images (B, 3, H, W) in [-1, 1]."""
         return self.encoder(images.to(self.device, self.unet.dtype)).float()
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the folder that `load_diffae` reads."""
+        net = self.network(**self.config)
+        net.load_state_dict(self.state_dict())
+        return net.save(folder)
 
     def condition(self, request: EditRequest) -> Condition | None:
         """Return z_sem of a request's image; None for a request without one."""
@@ -109,7 +129,7 @@ class DiffAEBackbone(PixelBackbone):
 
     def levels(self, n: int, *, start: int | None = None) -> Levels:
         """Return the levels of the published code: every (1000 / n)th time from 0, an image placed at the first of them."""
-        return replace(self.schedule.levels(n, start=start, spacing="leading"), entry=1)
+        return strided_levels(self.schedule, n, start)
 
     def _embedding(self, t: float | Tensor, cond: Condition | None, batch: int) -> Tensor:
         if cond is None or cond.vector is None:
@@ -119,6 +139,43 @@ class DiffAEBackbone(PixelBackbone):
             )
         time = super()._embedding(t, cond, batch)
         return torch.cat([time, cond.vector.to(time).expand(batch, -1)], 1)
+
+
+Net = TypeVar("Net", bound=DiffusionAutoencoder)
+
+
+def begin_diffae(path: str | Path, **network: Any) -> DiffusionAutoencoder:
+    """Return a diffusion autoencoder that starts as an unconditional model: of the code it says nothing yet.
+
+    Args:
+        path: the folder of a pixel model, or its bundled name.
+        network: `code`, `encoder_channels` and what else of `DiffusionAutoencoder` the encoder depends on.
+
+    Raises:
+        UserError: no such model, or one that does not scale and shift by the time or has another noise schedule.
+    """
+    return begun(DiffusionAutoencoder, path, **network)
+
+
+def begun(kind: type[Net], path: str | Path, **network: Any) -> Net:
+    """Return a network of a kind, see `begin_diffae`."""
+    start = load_pixel(path)
+    if start.unet.config.resnet_time_scale_shift != "scale_shift":
+        raise UserError(
+            f"{path} cannot become a diffusion autoencoder: its blocks add the time, they need to scale and shift by it"
+        )
+    if not torch.equal(start.schedule.table, Schedule.linear().table):
+        raise UserError(f"{path} cannot become a diffusion autoencoder: those have a linear noise schedule, 1e-4 to 0.02")
+    unet = {name: value for name, value in start.unet.config.items() if not name.startswith("_")}
+    widths = {"sample_size": unet["sample_size"], "channels": unet["block_out_channels"], "embedding": start.time_width}
+    net = kind(**{"dropout": unet["dropout"], **network}, **widths, unet=unet, parameterization=start.parameterization)
+    renamed = {name.replace("time_emb_proj.", "time_emb_proj.time."): value for name, value in start.unet.state_dict().items()}
+    missing, unknown = net.unet.load_state_dict(renamed, strict=False)
+    assert not unknown and all("time_emb_proj.code." in name for name in missing)
+    for layer in net.unet.modules():
+        if isinstance(layer, TwoConditions):
+            zero(layer.code)
+    return net
 
 
 def load_diffae(path: str | Path, *, dtype: str = "float32") -> DiffAEBackbone:

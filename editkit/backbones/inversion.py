@@ -9,6 +9,8 @@ from torch import Tensor
 from editkit.backbones.attention import constant_text
 from editkit.backbones.base import Backbone
 from editkit.engine.cache import InversionCache
+from editkit.engine.denoiser import Denoiser
+from editkit.engine.guidance import PLAIN, Guidance, Guided
 from editkit.engine.invert import DDIM, Inverter
 from editkit.engine.trajectory import Trajectory
 from editkit.types import Condition, Levels
@@ -20,10 +22,12 @@ class Inversion:
     Args:
         backbone: the network.
         inverter: deterministic, for no noise is handed to it; None = DDIM asked at the source level.
+        guidance: of every query.
     """
 
-    def __init__(self, backbone: Backbone, inverter: Inverter | None = None) -> None:
+    def __init__(self, backbone: Backbone, inverter: Inverter | None = None, guidance: Guidance = PLAIN) -> None:
         self.backbone, self.inverter = backbone, inverter or DDIM(query="source")
+        self.denoiser: Denoiser = backbone if guidance is PLAIN else Guided(backbone, guidance)
         self.digest = functools.cache(backbone.digest)
 
     def __call__(
@@ -32,6 +36,6 @@ class Inversion:
         """Return the trajectory of x0 (B, C, H, W), as `Backbone.encode` gives it, along the levels."""
         with constant_text(self.backbone):
             if cache is None:
-                return self.inverter.invert(self.backbone, x0, levels, cond)
+                return self.inverter.invert(self.denoiser, x0, levels, cond)
             dtype = next(self.backbone.parameters()).dtype
-            return cache.invert(self.inverter, self.backbone, x0, levels, cond, weights=self.digest(), dtype=dtype)
+            return cache.invert(self.inverter, self.denoiser, x0, levels, cond, weights=self.digest(), dtype=dtype)

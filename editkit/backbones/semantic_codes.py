@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from editkit.backbones.features import FeatureNet
+from editkit.backbones.strided import strided_levels
 from editkit.engine.schedule import Schedule
 from editkit.networks.skip_mlp import SkipMLP
-from editkit.types import Condition, Prediction
+from editkit.types import Condition, Levels, Prediction
 
 STEPS, BETA = 1000, 0.008  # the same noise is added at all times
 
@@ -55,6 +56,10 @@ class LatentDDIM(FeatureNet):
         times = torch.as_tensor(t, device=z.device).expand(len(z))
         return self.schedule.convert(z, t, self.network(z, times), self.parameterization)
 
+    def levels(self, n: int) -> Levels:
+        """Return the levels of the published code, every (1000 / n)th time from 0."""
+        return strided_levels(self.schedule, n)
+
 
 class AttributeClassifier(FeatureNet):
     """One linear layer over normalised z_sem. Its rows are the directions in which attributes lie.
@@ -62,12 +67,14 @@ class AttributeClassifier(FeatureNet):
     Args:
         attributes: their names, one for each row.
         dim: of z_sem.
+        parts: names of what z_sem consists of, in their order, where it is more than one code.
     """
 
     kind = "diffae-classifier"
 
-    def __init__(self, *, attributes: Sequence[str], dim: int = 512) -> None:
-        super().__init__(attributes=list(attributes), dim=dim)
+    def __init__(self, *, attributes: Sequence[str], dim: int = 512, parts: Sequence[str] = ("code",)) -> None:
+        own = {} if list(parts) == ["code"] else {"parts": list(parts)}
+        super().__init__(attributes=list(attributes), dim=dim, **own)
         self.linear = nn.Linear(dim, len(attributes))
         self.scale = CodeScale(dim)
 

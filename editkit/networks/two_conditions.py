@@ -19,7 +19,12 @@ class TwoConditions(nn.Module):
         time_width: of the time's embedding.
         code_width: of the second vector.
         channels: of the block.
+
+    Attributes:
+        place: which of the second vectors that lie side by side it reads; 0 is the only one unless there are several.
     """
+
+    place = 0
 
     def __init__(self, time_width: int, code_width: int, channels: int) -> None:
         super().__init__()
@@ -27,10 +32,12 @@ class TwoConditions(nn.Module):
         self.code = nn.Linear(code_width, channels)
 
     def forward(self, both: Tensor) -> Tensor:
-        """Return scale and shift (B, 2 channels) of time and second vector side by side, (B, time_width + code_width)."""
-        time, code = both.split([self.time.in_features, self.code.in_features], 1)
-        scale, shift = self.time(time).chunk(2, 1)
-        code = self.code(code)
+        """Return scale and shift (B, 2 channels) of time and second vectors side by side, (B, time_width + n code_width)."""
+        width = self.code.in_features
+        first = self.time.in_features + self.place * width
+        time, code = both[:, : self.time.in_features], both[:, first : first + width]
+        scale, shift = self.time(time.contiguous()).chunk(2, 1)  # how a product rounds depends on what lies between the rows
+        code = self.code(code.contiguous())
         return torch.cat([scale + (1 + scale) * code, shift + shift * code], 1)
 
 

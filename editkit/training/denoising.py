@@ -87,3 +87,20 @@ def check_times(times: Sequence[float]) -> tuple[float, float]:
     if len(times) != 2 or not 0 <= times[0] < times[1] <= 1:
         raise UsageError(f"method.times={list(times)} is out of range; give two shares of the noise scale, such as [0.3,1]")
     return times[0], times[1]
+
+
+def mirrored(images: Tensor, share: float) -> Tensor:
+    """Return images (B, 3, H, W), each mirrored with a probability."""
+    chosen = torch.rand(len(images), device=images.device) < share
+    return torch.where(chosen[:, None, None, None], images.flip(-1), images)
+
+
+def check_share(name: str, value: float) -> float:
+    """Return method.NAME as it is.
+
+    Raises:
+        UsageError: it is no share.
+    """
+    if not 0 <= value <= 1:
+        raise UsageError(f"method.{name}={value} is out of range; give a share of the images, 0 to 1")
+    return value

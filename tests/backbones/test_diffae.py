@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from editkit.backbones.diffae import DiffAEBackbone, DiffusionAutoencoder, load_diffae
+from editkit.backbones.diffae import DiffAEBackbone, DiffusionAutoencoder, begin_diffae, load_diffae
+from editkit.backbones.pixel import load_pixel
 from editkit.backbones.semantic_codes import AttributeClassifier, LatentDDIM
 from editkit.engine.ode import DDIM
 from editkit.engine.sample import sample
 from editkit.errors import UsageError, UserError
 from editkit.networks.two_conditions import TwoConditions
 from editkit.types import Condition, EditRequest
+from tests.tiny import write_pixel
 
 SIDE, CODE = 16, 12
 
@@ -97,7 +99,7 @@ def test_a_silent_code_leaves_the_times_modulation_bit_for_bit():
     layer, both = TwoConditions(6, 5, 4), drawn(2, 11)
     for parameter in layer.code.parameters():
         parameter.zero_()
-    assert torch.equal(layer(both), layer.time(both[:, :6]))
+    assert torch.equal(layer(both), layer.time(both[:, :6].contiguous()))  # as it lies without a code
 
 
 @torch.no_grad()
@@ -189,3 +191,44 @@ def test_a_classifier_keeps_its_attributes(tmp_path):
     loaded = AttributeClassifier.load(net.half().float().save(tmp_path))
     code = drawn(3, CODE)
     assert loaded.attributes == ["old", "smiling"] and torch.equal(loaded(code), net(code)) and loaded(code).shape == (3, 2)
+
+
+@pytest.mark.parametrize(("n", "stride", "last"), [(100, 10, 990), (20, 50, 950), (30, 34, 986), (1000, 1, 999)])
+def test_the_times_are_those_of_the_published_respacing(backbone, n, stride, last):
+    times = backbone.levels(n).times[1:]
+    assert len(times) == n and times[-1] == last and times[1] == stride
+    assert len(range(0, 1000, stride)) == n, "the only stride that the published code accepts"
+
+
+def test_other_numbers_of_steps_reach_the_noise_too(backbone):
+    times = backbone.levels(60).times[1:]
+    assert len(times) == 60 and times[0] == 0 and times[-1] >= 980
+    with pytest.raises(UsageError, match="1 to 1000"):
+        backbone.levels(1001)
+
+
+@torch.no_grad()
+def test_begun_from_a_model_it_is_that_model(tmp_path):
+    """Bit for bit, whatever the code; and listens to it as soon as a projection does."""
+    folder = write_pixel(tmp_path / "ddpm")
+    start, net = load_pixel(folder), begin_diffae(folder, code=CODE, encoder_channels=[8, 16], blocks=1, attended=[], groups=4)
+    begun, x, cond = DiffAEBackbone(net), drawn(2, 3, SIDE, SIDE), Condition(vector=9 * drawn(2, CODE))
+    assert begun.parameterization == start.parameterization == "v"
+    assert torch.equal(begun(x, 400.0, cond).x0, start(x, 400.0).x0)
+    again = load_diffae(begun.save(tmp_path / "diffae"))
+    assert again.parameterization == "v" and torch.allclose(again(x, 400.0, cond).x0, start(x, 400.0).x0, atol=1e-2)
+    next(layer for layer in begun.modules() if isinstance(layer, TwoConditions)).code.bias.fill_(0.1)
+    assert not torch.equal(begun(x, 400.0, cond).x0, start(x, 400.0).x0)
+
+
+def test_a_model_that_adds_the_time_cannot_begin_one(tmp_path):
+    folder = write_pixel(tmp_path / "ddpm")
+    config = folder / "unet" / "config.json"
+    config.write_text(config.read_text().replace('"scale_shift"', '"default"'))
+    from safetensors.torch import load_file, save_file
+
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    half = {name: w[: len(w) // 2].clone() if "time_emb_proj" in name else w for name, w in load_file(weights).items()}
+    save_file(half, weights)
+    with pytest.raises(UserError, match="add the time"):
+        begin_diffae(folder, code=CODE, encoder_channels=[8, 16])

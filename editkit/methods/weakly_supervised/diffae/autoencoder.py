@@ -1,0 +1,35 @@
+"""The first stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from editkit.backbones.diffae import DiffAEBackbone, DiffusionAutoencoder, begin_diffae
+from editkit.training.autoencoder_training import AutoencoderTraining
+from editkit.training.folder import network_arguments
+from editkit.training.method import OptimizerFactory, SchedulerFactory
+
+
+class Autoencoder(AutoencoderTraining):
+    """Train a diffusion autoencoder; its export is a folder for `load_diffae`.
+
+    Args:
+        network: arguments of `DiffusionAutoencoder`; with `init_from` those of `begin_diffae`.
+        init_from: pixel model to start from; None starts from scratch, as published.
+        flipped, sample_steps: see `AutoencoderTraining`.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: Mapping[str, Any],
+        init_from: str | None = None,
+        flipped: float = 0.5,
+        sample_steps: int = 20,
+        optimizer: OptimizerFactory | None = None,
+        scheduler: SchedulerFactory | None = None,
+    ) -> None:
+        arguments = network_arguments(network)
+        net = DiffusionAutoencoder(**arguments) if init_from is None else begin_diffae(init_from, **arguments)
+        super().__init__(DiffAEBackbone(net), flipped, sample_steps, optimizer=optimizer, scheduler=scheduler)

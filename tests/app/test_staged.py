@@ -1,0 +1,90 @@
+"""Recipes with stages: which are trained, with what, and how the whole is used."""
+
+from __future__ import annotations
+
+import pytest
+
+from editkit import recipe
+from editkit.app import staged, train
+from editkit.app.options import TrainOptions
+from editkit.app.submit import train_job
+from editkit.app.submit_options import SubmitTrain
+from editkit.errors import UsageError
+
+STAGES = ["autoencoder", "latent", "classifier"]
+
+
+def options(folder, **given):
+    return TrainOptions(method="diffae", run_dir=folder / "run", **given)
+
+
+def exported(folder, *stages):
+    for name in stages:
+        (folder / "run" / name / "export").mkdir(parents=True)
+
+
+def missing(given):
+    return [one.method.partition("/")[2] for one in staged.to_train(given)]
+
+
+def test_the_stages_without_an_export_are_missing(tmp_path):
+    assert missing(options(tmp_path)) == STAGES
+    exported(tmp_path, "autoencoder")
+    assert missing(options(tmp_path)) == STAGES[1:]
+    assert missing(options(tmp_path, fresh=True)) == STAGES
+    assert missing(options(tmp_path, stage="autoencoder")) == STAGES[:1]
+
+
+def test_a_stage_is_given_what_those_before_it_export(tmp_path):
+    one = staged.alone(options(tmp_path, stage="classifier", overrides=["trainer.batch_size=4", "method.flipped=0.5"]))
+    cfg = recipe.compose(one.recipe_overrides(), prompts=one.texts())
+    run = tmp_path / "run"
+    assert cfg.recipe == "diffae/classifier" and cfg.run_dir == str(run / "classifier") and cfg.trainer.batch_size == 4
+    assert cfg.backbone.path == str(run / "autoencoder" / "export") and cfg.method.latent == str(run / "latent" / "export")
+    assert staged.alone(options(tmp_path, stage="autoencoder")).overrides == [], "it has none before it"
+    own = staged.alone(options(tmp_path, stage="latent", overrides=["backbone.path=mine"]))
+    assert own.overrides == ["backbone.path=mine"]
+
+
+def test_the_folder_does_not_depend_on_what_a_stage_changes():
+    one = staged.alone(TrainOptions(method="diffae", stage="latent", overrides=["method.codes=2"]))
+    assert str(one.run_dir) == "runs/diffae/latent"
+    with pytest.raises(UsageError, match="method.codes"):
+        staged.to_train(TrainOptions(method="diffae", overrides=["method.codes=2"]))  # before anything is trained
+
+
+def test_all_are_trained_in_order_and_the_whole_is_kept(tmp_path, monkeypatch, capsys):
+    trained, whole = [], train.train
+
+    def pretended(given):
+        trained.append(given.method)
+        exported(tmp_path, given.method.partition("/")[2])
+        return 0
+
+    monkeypatch.setattr(train, "train", pretended)
+    assert whole(options(tmp_path)) == 0
+    assert trained == [f"diffae/{name}" for name in STAGES]
+    assert str(tmp_path / "run" / "edit") in capsys.readouterr().out
+    cfg = recipe.thaw(tmp_path / "run" / "edit")
+    paths = [tmp_path / "run" / name / "export" for name in STAGES]
+    assert [cfg.backbone.path, cfg.method.latent, cfg.method.classifier] == list(map(str, paths))
+    assert whole(options(tmp_path)) == 0 and len(trained) == 3, "nothing is left"
+
+
+def test_mistakes_take_a_line(tmp_path):
+    with pytest.raises(UsageError, match="no stage 'classifyer'.*'classifier'"):
+        missing(options(tmp_path, stage="classifyer"))
+    with pytest.raises(UsageError, match="recipe asyrp has no stage 'latent'.*leave out --stage"):
+        missing(TrainOptions(method="asyrp", stage="latent"))
+    with pytest.raises(UsageError, match="add --stage autoencoder, then latent, classifier"):
+        missing(options(tmp_path, overrides=["trainer.devices=2"]))
+    with pytest.raises(UsageError, match="each a job of its own"):
+        train_job(SubmitTrain(method="diffae", run_dir=tmp_path / "run"))
+    job = train_job(SubmitTrain(method="diffae", run_dir=tmp_path / "run", stage="latent"))
+    assert job.folder == tmp_path / "run" / "latent"
+
+
+def test_a_dry_run_shows_every_missing_stage(tmp_path):
+    exported(tmp_path, "autoencoder")
+    text = staged.resolved(options(tmp_path))
+    assert text.count("\n---\n") == 1 and "recipe: diffae/latent" in text and "recipe: diffae/classifier" in text
