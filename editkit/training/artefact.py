@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,11 @@ class Artefact:
     tensors: dict[str, Tensor]
     strength: float = 1.0
     card: dict[str, Any] = field(default_factory=dict)
+
+    def halved(self) -> Artefact:
+        """Return it in half precision, as whole networks are kept on disk."""
+        halves = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in self.tensors.items()}
+        return replace(self, tensors=halves)
 
     def save(self, path: str | Path) -> Path:
         """Write the file; the card travels in its metadata under the key "editkit"."""

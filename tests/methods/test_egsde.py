@@ -270,8 +270,11 @@ def test_a_trained_classifier_comes_back_from_its_file(tmp_path):
     made = method()
     with torch.no_grad():
         made.classifier.conv_in.weight.normal_()
+        for weight in made.classifier.parameters():
+            weight.copy_(weight.half())  # which is how they are kept
     [path] = made.export(tmp_path)
     kept = Artefact.load(path)
+    assert {tensor.dtype for tensor in kept.tensors.values()} == {torch.float16}
     assert kept.card["kind"] == "noisy-classifier" and kept.card["domains"] == ["cat", "dog"]
     again = method().editor([kept]).edit(requests()).images
     assert torch.equal(again, edited(made)) and not torch.allclose(again, edited(method()), atol=1e-3)

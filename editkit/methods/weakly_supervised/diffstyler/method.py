@@ -97,6 +97,10 @@ class DiffStyler(Method):
         noise = batch_noise(self.style.sample_shape, keys, seed=0, purpose="grid", device=self.device)
         return sample(self.style, noise, self.style.levels(min(30, self.sampling["steps"]))).clamp(-1, 1)
 
+    def artefacts(self) -> list[Artefact]:
+        """Return the style model, in half precision."""
+        return [artefact.halved() for artefact in super().artefacts()]
+
     def card(self) -> dict[str, Any]:
         """Return what an exported file says about itself."""
         return {**super().card(), "kind": KIND}

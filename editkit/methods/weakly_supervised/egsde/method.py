@@ -117,6 +117,10 @@ class EGSDE(Method):
         images = torch.rand(2, *self.backbone.sample_shape, device=self.device) * 2 - 1
         return {"image": images, "domain": [0, 1], "key": ["dummy/0", "dummy/1"]}
 
+    def artefacts(self) -> list[Artefact]:
+        """Return the classifier, in half precision."""
+        return [artefact.halved() for artefact in super().artefacts()]
+
     def card(self) -> dict[str, Any]:
         """Return what an exported file says about itself."""
         return {**super().card(), "kind": KIND, "domains": list(self.domains)}

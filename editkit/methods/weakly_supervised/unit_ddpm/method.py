@@ -189,7 +189,8 @@ class UnitDDPM(Method):
     def artefacts(self) -> list[Artefact]:
         """Return the noise networks in half precision; translators are for training alone."""
         [whole] = super().artefacts()
-        return [Artefact(whole.name, {name: one.half() for name, one in whole.tensors.items() if edits(name)}, card=whole.card)]
+        kept = {name: tensor for name, tensor in whole.tensors.items() if edits(name)}
+        return [Artefact(whole.name, kept, card=whole.card).halved()]
 
     def card(self) -> dict[str, Any]:
         """Return what an exported file says about itself."""
