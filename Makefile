@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOYS := faces_ddpm:faces-ddpm clip:toy-clip identity:toy-identity perceptual:toy-perceptual oracle:toy-oracle \
 	scene_oracle:toy-scene-oracle animal_oracle:toy-animal-oracle style_oracle:toy-style-oracle \
-	scene_clip:toy-scene-clip dino:toy-dino harmony:toy-harmony
-MEASURED := faces_ddpm clip oracle scene_oracle style_oracle scene_clip dino harmony latent
+	dogs_ddpm:dogs-ddpm scene_clip:toy-scene-clip dino:toy-dino harmony:toy-harmony
+MEASURED := faces_ddpm dogs_ddpm clip oracle scene_oracle style_oracle scene_clip dino harmony latent
 VAE := runs/toy/vae/export
 ON_VAE := method.vae=$(VAE) data.encoder.path=$(VAE)
 # what an outline is called is learned from single objects, where noise still hides the outline
@@ -74,6 +74,8 @@ toy-weights: $(INSTALLED) ## train the bundled models again, into editkit/assets
 	mkdir -p editkit/assets/toy-inpainting && cp -r runs/toy/inpainting/export/. editkit/assets/toy-inpainting/
 	rm -r editkit/assets/toy-inpainting/vae # toy-latent's
 	@for name in $(MEASURED); do $(BIN)/editkit task toy/$$name measure || exit 1; done
+	$(BIN)/editkit train recipe=egsde -o runs/toy/egsde
+	mkdir -p editkit/assets/egsde && cp runs/toy/egsde/export/egsde.safetensors editkit/assets/egsde/
 	@mkdir -p editkit/assets/asyrp
 	@$(call edit,a smiling face,)
 	@$(call edit,a face with glasses,method.l1_weight=8)

@@ -18,7 +18,7 @@ app = typer.Typer(help="Make, check and look at data sets.", no_args_is_help=Tru
 @app.command("render")
 def render(
     out: Annotated[Path, typer.Option("-o", "--output", help="Folder to write; the same command again continues.")],
-    domain: Annotated[str, typer.Option(help="Domain of the toy world: faces or scenes.")] = "faces",
+    domain: Annotated[str, typer.Option(help="Domain of the toy world: faces, animals or scenes.")] = "faces",
     n: Annotated[int, typer.Option("-n", "--number", help="How many pictures.", min=1)] = 1000,
     split: Annotated[str, typer.Option(help="train, validation, test or heldout.")] = "train",
     size: Annotated[int, typer.Option(help="Side of the pictures in pixels.", min=8)] = 64,
