@@ -34,6 +34,7 @@ MIXED = {
     "toy/dino": "patches are contrasted with those of the other pictures of their share",
     "toy/identity": "people are told from the others of their share",
     "toy/scene_clip": "pictures and texts are contrasted with the others of their share",
+    "toy/style_clip": "pictures and texts are contrasted with the others of their share",
     "toy/scene_oracle": "a mean over the labels that can be seen, of which shares hold different numbers",
 }
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import editkit.methods.foundation.clip.faces as foundation
+import editkit.methods.foundation.clip.robust as robust
 from editkit.backbones.clip import load_clip
 from editkit.backbones.pixel import PixelBackbone, load_pixel
 from editkit.data.pairs import FacePairs, face_named
@@ -15,7 +15,8 @@ from editkit.data.toyworld.faces import CATEGORICAL, CONTINUOUS, draw_face
 from editkit.data.toyworld.world import EDITS, counterfactual, face_at
 from editkit.engine.schedule import Schedule
 from editkit.errors import UsageError
-from editkit.methods.foundation.clip.faces import ToyClip, _direction_loss, _drift, _part_way, factor_classes
+from editkit.methods.foundation.clip.faces import ToyClip, factor_classes
+from editkit.methods.foundation.clip.robust import direction_loss, drift, part_way
 from editkit.methods.foundation.ddpm import PixelDiffusion, without_skips
 from editkit.methods.foundation.features import CHANGEABLE, Identity, Perceptual, same_person
 from editkit.training.tokens import train_tokenizer
@@ -130,7 +131,7 @@ def test_a_caption_is_a_positive_of_every_face_it_is_true_of(clip: ToyClip) -> N
 
 def test_direction_loss_wants_each_edit_along_its_own_way() -> None:
     ways = F.normalize(torch.eye(3, 8), dim=1)
-    along, across = _direction_loss(ways, ways, [0, 1, 2]), _direction_loss(ways, ways, [1, 2, 0])
+    along, across = (direction_loss(ways, ways.expand(3, 3, 8), own) for own in ([0, 1, 2], [1, 2, 0]))
     assert along < 0.01 < across
 
 
@@ -202,14 +203,14 @@ def test_a_network_that_goes_on_from_a_folder_has_its_weights_and_not_its_path(t
 def test_pictures_part_of_the_way_lie_between_a_face_and_its_counterfactual() -> None:
     torch.manual_seed(0)
     faces, others = torch.zeros(64, 3, 4, 4), torch.ones(64, 3, 4, 4)
-    amounts = _part_way(faces, others).flatten(1)
+    amounts = part_way(faces, others).flatten(1)
     assert torch.equal(amounts.amin(1), amounts.amax(1))  # the same amount all over a picture
     assert 0.3 <= amounts.min() < 0.4 and 0.9 < amounts.max() <= 1.0
 
 
 def test_the_direction_term_asks_for_the_whole_direction_of_half_a_change(clip, monkeypatch) -> None:
     seen = []
-    monkeypatch.setattr(foundation, "_direction_loss", lambda moves, ways, edits: seen.append((moves, edits)) or moves.sum())
+    monkeypatch.setattr(robust, "direction_loss", lambda moves, ways, edits: seen.append((moves, edits)) or moves.sum())
     batch = clip.dummy_batch()
     clip.loss(batch)
     ((moves, edits),) = seen
@@ -299,8 +300,8 @@ def test_an_attack_is_short_and_moves_the_embedding_along_a_way(clip) -> None:
 
 def test_a_drift_costs_along_a_way_and_not_against_it() -> None:
     way = torch.tensor([[1.0, 0.0]])
-    assert _drift(torch.tensor([[0.2, 0.0]]), way) == pytest.approx(1)
-    assert _drift(torch.tensor([[-0.2, 0.0], [0.0, 3.0]]), way) == pytest.approx(0)
+    assert drift(torch.tensor([[0.2, 0.0]]), way) == pytest.approx(1)
+    assert drift(torch.tensor([[-0.2, 0.0], [0.0, 3.0]]), way) == pytest.approx(0)
 
 
 def test_wrinkles_alone_make_some_pairs_old() -> None:

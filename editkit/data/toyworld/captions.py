@@ -106,6 +106,12 @@ def caption(face: Face, rng: np.random.Generator) -> Caption:
     return _noun_phrase(face, rng, _topics(face, count, rng), gendered)
 
 
+def noun_phrase(face: Face, rng: np.random.Generator) -> Caption:
+    """Draw words that name the face and bring their own article, "a smiling old woman with glasses": no sentence, no frame."""
+    count = int(rng.choice(len(HOW_MANY), p=HOW_MANY))
+    return _described(face, rng, _topics(face, count, rng), gendered=bool(rng.random() < 0.25))
+
+
 def holds(caption: Caption, face: Face) -> bool:
     """Say whether a caption is true of a face."""
     return satisfied(caption.claims, measured(face))
@@ -146,14 +152,19 @@ def _short(face: Face, rng: np.random.Generator) -> Caption:
 
 def _noun_phrase(face: Face, rng: np.random.Generator, topics: list[str], gendered: bool) -> Caption:
     """For example "a smiling old woman with glasses and blue eyes in a red shirt", in one of the templates."""
+    said = _described(face, rng, topics, gendered)
+    frame = TEMPLATES[0] if rng.random() < 0.5 else pick(rng, TEMPLATES)
+    return Caption(frame.format(said.text), said.claims)
+
+
+def _described(face: Face, rng: np.random.Generator, topics: list[str], gendered: bool) -> Caption:
     chosen = [pick(rng, [p for p in phrases(topic, face) if p.slot != "does"]) for topic in topics]
     before = [p.text for p in sorted(chosen, key=_adjective_order) if p.slot == "before"]
     noun = pick(rng, GENDERED[face.look]) if gendered else NOUNS[0] if rng.random() < 0.6 else pick(rng, NOUNS)
     words = " ".join([*before, noun])
     text = " ".join(filter(None, [article(words), words, _after(chosen)]))
-    frame = TEMPLATES[0] if rng.random() < 0.5 else pick(rng, TEMPLATES)
     look: Claims = {"look": (face.look,)} if gendered else {}
-    return Caption(frame.format(text), merged(look, *(p.claims for p in chosen)))
+    return Caption(text, merged(look, *(p.claims for p in chosen)))
 
 
 def _adjective_order(phrase: Phrase) -> int:

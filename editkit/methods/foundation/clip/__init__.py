@@ -1,6 +1,7 @@
-"""CLIPs for the toy world: one of faces, whose gradients guide edits, and one of faces and scenes."""
+"""CLIPs for the toy world: of faces and of faces in styles, whose gradients guide edits, and of faces and scenes."""
 
 from editkit.methods.foundation.clip.faces import ToyClip
 from editkit.methods.foundation.clip.scenes import SceneClip
+from editkit.methods.foundation.clip.styles import StyleClip
 
-__all__ = ["SceneClip", "ToyClip"]
+__all__ = ["SceneClip", "StyleClip", "ToyClip"]
