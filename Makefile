@@ -4,9 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TOYS := faces_ddpm:faces-ddpm clip:toy-clip identity:toy-identity perceptual:toy-perceptual oracle:toy-oracle \
-	scene_oracle:toy-scene-oracle animal_oracle:toy-animal-oracle style_oracle:toy-style-oracle \
+	scene_oracle:toy-scene-oracle animal_oracle:toy-animal-oracle style_oracle:toy-style-oracle part_oracle:toy-part-oracle \
 	dogs_ddpm:dogs-ddpm scene_clip:toy-scene-clip style_clip:toy-style-clip dino:toy-dino harmony:toy-harmony
-MEASURED := faces_ddpm dogs_ddpm clip oracle scene_oracle style_oracle scene_clip style_clip dino harmony latent
+MEASURED := faces_ddpm dogs_ddpm clip oracle scene_oracle style_oracle part_oracle scene_clip style_clip dino harmony latent
 VAE := runs/toy/vae/export
 ON_VAE := method.vae=$(VAE) data.encoder.path=$(VAE)
 # what an outline is called is learned from single objects, where noise still hides the outline
