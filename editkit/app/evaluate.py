@@ -140,11 +140,6 @@ def hold(
             else:
                 knobs: dict[str, Any] = {"batch_size": loaded.batch_size, "steps": options.steps, "seed": options.seed}
                 outcome = contest.run(loaded.editor, cases, **knobs, cache=cache, tick=progress.advance)
-            trial.training[name] = None if loaded is None else _training_seconds(loaded)
+            trial.training[name] = None if loaded is None else loaded.training_seconds
             trial.enter(name, outcome, judges, device)
     trial.close(judges)
-
-
-def _training_seconds(loaded: Loaded) -> float | None:
-    times = [part.card.get("training_seconds") for part in loaded.targets]
-    return None if not times or None in times else float(sum(times))

@@ -38,6 +38,7 @@ class Loaded:
         news: lines that the user should see.
         batch_invariant: fixed, padded batches, so that a result is the same to the bit whatever else is in its batch.
         compiled: layers are compiled when they are first used.
+        training_seconds: of all trained parts in use; None where nothing was trained or nobody wrote it down.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Loaded:
     news: tuple[str, ...] = ()
     batch_invariant: bool = False
     compiled: bool = False
+    training_seconds: float | None = None
 
 
 def compose_for(options: RecipeOptions, verb: str) -> DictConfig:
@@ -125,7 +127,14 @@ def load_editor(
         _news(chosen, prompt, weights),
         bool(cfg.engine.batch_invariant),
         bool(cfg.engine.compile),
+        training_seconds(chosen),
     )
+
+
+def training_seconds(parts: Sequence[Weights]) -> float | None:
+    """Return the seconds that trained parts took together, as their cards say; None if one does not say, or there is none."""
+    times = [part.card.get("training_seconds") for part in parts]
+    return None if not times or None in times else float(sum(times))
 
 
 def load_backbone(cfg: DictConfig, *, device: str | None = None, dtype: str | None = None) -> Backbone:

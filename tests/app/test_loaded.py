@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from editkit.app.loaded import load_backbone, load_editor
+from editkit.app.loaded import load_backbone, load_editor, training_seconds
 from editkit.backbones.pixel import PixelBackbone
 from editkit.recipe import compose
 from tests.app import tiny
@@ -36,3 +38,9 @@ def test_compilation_is_asked_of_the_network(model, how, monkeypatch):
     loaded(model, how)
     loaded(model, how, "engine.compile=true")
     assert asked == [False, True]
+
+
+def test_seconds_of_training_are_those_of_all_parts_or_unknown():
+    part = lambda **card: SimpleNamespace(card=card)  # noqa: E731
+    assert training_seconds([part(training_seconds=3.0), part(training_seconds=4)]) == 7.0
+    assert training_seconds([part(training_seconds=3.0), part()]) is None and training_seconds([]) is None
