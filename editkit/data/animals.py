@@ -9,9 +9,8 @@ import numpy as np
 import torch
 
 from editkit.data.items import image_tensor
-from editkit.data.rendered import Rendered, RenderedDataset
+from editkit.data.rendered import Rendered, RenderedDataset, some_of
 from editkit.data.toyworld.animals import CATEGORICAL, CONTINUOUS, KINDS, animal_at, caption, measured, render
-from editkit.errors import UsageError, suggestion
 
 
 class AnimalDataset(RenderedDataset):
@@ -30,12 +29,7 @@ class AnimalDataset(RenderedDataset):
 
     def __init__(self, split: str, count: int, size: int = 64, kinds: Sequence[str] = KINDS):
         super().__init__(split, count, size)
-        for kind in kinds:
-            if kind not in KINDS:
-                raise UsageError(f"data.kinds has an unknown {kind!r}.{suggestion(kind, KINDS)} There are: {', '.join(KINDS)}")
-        if not kinds or len(set(kinds)) < len(kinds):
-            raise UsageError(f"data.kinds={list(kinds)} needs one kind or more, each once: {', '.join(KINDS)}")
-        self.kinds = tuple(kinds)
+        self.kinds = some_of(KINDS, kinds, "data.kinds")
 
     def item(self, index: int) -> dict[str, Any]:
         number, domain = divmod(index, len(self.kinds))

@@ -9,11 +9,10 @@ import numpy as np
 import torch
 
 from editkit.data.items import image_tensor
-from editkit.data.rendered import Rendered, RenderedDataset
+from editkit.data.rendered import Rendered, RenderedDataset, some_of
 from editkit.data.toyworld.claims import measured
 from editkit.data.toyworld.faces import CATEGORICAL, render, visible
 from editkit.data.toyworld.world import face_of
-from editkit.errors import UsageError, suggestion
 
 LOOKS = CATEGORICAL["look"]
 
@@ -34,12 +33,7 @@ class LookDataset(RenderedDataset):
 
     def __init__(self, split: str, count: int, size: int = 64, kinds: Sequence[str] = LOOKS):
         super().__init__(split, count, size)
-        for kind in kinds:
-            if kind not in LOOKS:
-                raise UsageError(f"data.kinds has an unknown {kind!r}.{suggestion(kind, LOOKS)} There are: {', '.join(LOOKS)}")
-        if not kinds or len(set(kinds)) < len(kinds):
-            raise UsageError(f"data.kinds={list(kinds)} needs one look or both, each once: {', '.join(LOOKS)}")
-        self.kinds = tuple(kinds)
+        self.kinds = some_of(LOOKS, kinds, "data.kinds")
 
     def item(self, index: int) -> dict[str, Any]:
         number, domain = divmod(index, len(self.kinds))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch.utils.data import Dataset
@@ -57,3 +58,20 @@ class Rendered(DataModule):
         super().__init__()
         self.size = size
         self.counts = {"train": train, "validation": validation, "test": test}
+
+
+def some_of(known: Sequence[str], chosen: Sequence[str], where: str) -> tuple[str, ...]:
+    """Return what a user chose of some names as a tuple.
+
+    Args:
+        where: what the user set, for messages.
+
+    Raises:
+        UsageError: none, one twice, or an unknown one.
+    """
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise UsageError(f"{where}={list(chosen)} needs one or more, each once, of: {', '.join(known)}")
+    for name in chosen:
+        if name not in known:
+            raise UsageError(f"{where} has an unknown {name!r}.{suggestion(name, known)} There are: {', '.join(known)}")
+    return tuple(chosen)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from editkit.data.items import image_tensor
-from editkit.data.rendered import Rendered, RenderedDataset
-from editkit.data.toyworld.styled import STYLES, caption, key_of, known_styles, measured, render, styled_at, visible
+from editkit.data.rendered import Rendered, RenderedDataset, some_of
+from editkit.data.toyworld.styled import STYLES, caption, key_of, measured, render, styled_at, visible
 
 
 class StyledFaceDataset(RenderedDataset):
@@ -28,7 +28,7 @@ class StyledFaceDataset(RenderedDataset):
 
     def __init__(self, split: str, count: int, size: int = 64, styles: Sequence[str] = STYLES):
         super().__init__(split, count, size)
-        self.styles = known_styles(styles, "data.styles")
+        self.styles = some_of(STYLES, styles, "data.styles")
 
     def item(self, index: int) -> dict[str, Any]:
         style = self.styles[index % len(self.styles)]

@@ -106,7 +106,7 @@ def test_a_data_set_numbers_its_domains_and_never_pairs_them():
 
 
 @pytest.mark.parametrize(
-    ("kinds", "said"), [(["dgo"], "unknown 'dgo'.*dog"), ([], "one kind or more"), (["cat", "cat"], "each once")]
+    ("kinds", "said"), [(["dgo"], "unknown 'dgo'.*dog"), ([], "needs one or more"), (["cat", "cat"], "each once")]
 )
 def test_wrong_kinds_are_named(kinds, said):
     with pytest.raises(UsageError, match=said):

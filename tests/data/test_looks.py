@@ -29,7 +29,7 @@ def test_faces_of_a_look_are_those_of_the_split_where_these_have_it():
 def test_wrong_looks_are_refused():
     with pytest.raises(UsageError, match=r"kinds has an unknown 'feminin'. Did you mean 'feminine'"):
         Looks(kinds=["feminin"]).dataset("train")
-    with pytest.raises(UsageError, match="needs one look or both"):
+    with pytest.raises(UsageError, match="needs one or more"):
         LookDataset("train", 4, kinds=["feminine", "feminine"])
     with pytest.raises(UsageError, match="no face looks 'old'"):
         face_of("old", "train", 0)

@@ -92,7 +92,7 @@ def test_items_show_each_face_in_one_style_and_name_it():
 
 
 @pytest.mark.parametrize(
-    ("styles", "said"), [([], "one style or more"), (["ink", "ink"], "each once"), (["inc"], "Did you mean 'ink'")]
+    ("styles", "said"), [([], "needs one or more"), (["ink", "ink"], "each once"), (["inc"], "Did you mean 'ink'")]
 )
 def test_wrong_styles_are_one_line(styles, said):
     with pytest.raises(UsageError, match=said):

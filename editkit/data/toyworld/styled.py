@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -89,20 +88,3 @@ def caption(split: str, index: int, style: str) -> str:
     """Return a text that is true of a face in a style: the style first, then what is true of the face."""
     text = caption_at(split, index).text
     return text if style == "plain" else f"{CALLED[style]} of {text}"
-
-
-def known_styles(styles: Sequence[str], where: str) -> tuple[str, ...]:
-    """Return styles as a tuple.
-
-    Args:
-        where: what the user set, for messages.
-
-    Raises:
-        UsageError: none, one twice, or an unknown one.
-    """
-    if not styles or len(set(styles)) < len(styles):
-        raise UsageError(f"{where}={list(styles)} needs one style or more, each once: {', '.join(STYLES)}")
-    for style in styles:
-        if style not in STYLES:
-            raise UsageError(f"{where} has an unknown {style!r}.{suggestion(style, STYLES)} There are: {', '.join(STYLES)}")
-    return tuple(styles)
