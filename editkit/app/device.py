@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
+from editkit.engine.precision import computes_bf16
 from editkit.errors import UsageError, UserError, suggestion
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -31,10 +34,16 @@ def device_of(name: str | None = None) -> torch.device:
     return device
 
 
-def dtype_of(name: str | None) -> torch.dtype | None:
-    """Return the named number format of networks; None keeps the one they were loaded in."""
+def dtype_of(name: str | None, device: torch.device) -> torch.dtype | None:
+    """Return the number format that networks shall have on a device; None keeps the one they were loaded in.
+
+    bf16 becomes float32, with a warning, on a device that would imitate it.
+    """
     if name is None:
         return None
     if name not in DTYPES:
         raise UsageError(f"--dtype {name} does not exist: choose from {', '.join(DTYPES)}.{suggestion(name, DTYPES)}")
+    if name == "bf16" and not computes_bf16(device):
+        warnings.warn(f"{device} does not compute in bf16 and is slow to imitate it: taking fp32 instead", stacklevel=2)
+        return torch.float32
     return DTYPES[name]

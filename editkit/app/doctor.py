@@ -65,8 +65,11 @@ def hardware() -> Iterator[tuple[str, str]]:
     """Yield lines on processors, memory and GPUs."""
     import torch
 
+    from editkit.engine.precision import computes_bf16
+
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9 if hasattr(os, "sysconf") else 0.0
     yield f"{os.cpu_count()} processors, {torch.get_num_threads()} threads for torch, {memory:.0f} GB of memory", ""
+    yield "processors compute in bf16" if computes_bf16("cpu") else "processors would imitate bf16: fp32 is taken instead", ""
     for index in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(index)
         free = torch.cuda.mem_get_info(index)[0] / 1e9

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from editkit.app.device import device_of, dtype_of
+from editkit.app.device import DTYPES, device_of
 from editkit.app.inputs import ALWAYS, check_fit, check_inputs, subject
 from editkit.app.loaded import compose_for, load_editor, short_name
 from editkit.app.manifest import list_name
@@ -118,7 +118,7 @@ def _loaded(options: EditOptions, cfg: DictConfig, planned: Plan) -> Editing:
     loaded = load_editor(cfg, name, weights=options.weights, prompt=options.prompt, device=options.device, dtype=options.dtype)
     if planned.jobs and not loaded.targets:
         _check_jobs(planned, name, (*needs, *loaded.editor.needs), takes)
-    peak = peak_of(device_of(options.device), dtype_of(options.dtype) or torch.float32)
+    peak = peak_of(device_of(options.device), DTYPES[options.dtype or "fp32"])
     return Editing(options, loaded, pace=Pace(peak))
 
 

@@ -104,8 +104,8 @@ def load_editor(
             f"give --weights PATH"
         )
     check_backbone(chosen, backbone, model)
-    method.to(device_of(device))
-    _accelerate(backbone.to(dtype=dtype_of(dtype)), cfg)
+    method.to(place := device_of(device))
+    _accelerate(backbone.to(dtype=dtype_of(dtype, place)), cfg)
     editor = _editor(method, chosen, name)
     height, width = image_size(backbone)
     versions = {"editkit": _version("editkit"), "torch": _version("torch"), "diffusers": _version("diffusers")}
@@ -140,7 +140,8 @@ def training_seconds(parts: Sequence[Weights]) -> float | None:
 def load_backbone(cfg: DictConfig, *, device: str | None = None, dtype: str | None = None) -> Backbone:
     """Build the backbone of a configuration alone, on its device."""
     backbone: Backbone = build(cfg, "backbone")
-    return _accelerate(backbone.to(device=device_of(device), dtype=dtype_of(dtype)), cfg)
+    place = device_of(device)
+    return _accelerate(backbone.to(device=place, dtype=dtype_of(dtype, place)), cfg)
 
 
 def _accelerate(backbone: Backbone, cfg: DictConfig) -> Backbone:

@@ -7,7 +7,7 @@ import logging
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
+from editkit.engine.precision import computes_bf16
 from editkit.errors import UsageError, UserError
 from editkit.training.method import Method
 from editkit.training.metrics_csv import CsvLog
@@ -77,7 +78,7 @@ def fit(
         raise UsageError(f"{title} has nothing to train; use it as it is with editkit edit")
     if len(dataset) == 0:
         raise UserError("the training set holds no images; give another data.root or data.train")
-    began = time.monotonic()
+    began, plan = time.monotonic(), _computable(plan)
     with isolated(derive(seed, "build")):
         method.prepare_training()
     method.freeze_rest()
@@ -91,6 +92,19 @@ def fit(
     method.provenance["training_seconds"] = run.seconds
     seconds, new_steps = time.monotonic() - began, stepper.steps - session.began_at
     return Outcome(stepper.steps, stepper.images, seconds, new_steps, session.resumed, session.stopped_by)
+
+
+def _computable(plan: Plan) -> Plan:
+    """Return the plan with the numbers that its devices compute in: 32 in place of a bf16 that they would imitate."""
+    found = None if plan.accelerator == "cpu" else torch.accelerator.current_accelerator(check_available=True)
+    device = found or torch.device("cpu")
+    if str(plan.precision) != "bf16" or computes_bf16(device):
+        return plan
+    if is_first_process():
+        warnings.warn(
+            f"{device.type} does not compute in bf16 and is slow to imitate it: taking trainer.precision=32", stacklevel=3
+        )
+    return replace(plan, precision=32)
 
 
 def _trainer(method: Method, plan: Plan, run: RunDir, session: Session, loggers: Sequence[Logger]) -> lightning.Trainer:

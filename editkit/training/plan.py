@@ -22,7 +22,7 @@ class Plan:
         lr_batch: images of an optimiser step for which the recipe's learning rates were chosen; None leaves the rates alone.
         lr_rule: how rates grow with the images of a step beyond that, "sqrt" or "linear".
         clip_norm: largest norm of a group's gradient.
-        precision: 32 or "bf16" (autocast).
+        precision: 32 or "bf16" (autocast); `fit` takes the latter as 32 on devices that would imitate it.
         ema: below 1 a decay per step, from 1 upwards a half-life in images; None for no average.
         ema_device: where the average is kept, "cpu" or another device; None = beside the weights.
         accelerator: auto, cpu, gpu or mps.

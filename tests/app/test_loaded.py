@@ -40,6 +40,21 @@ def test_compilation_is_asked_of_the_network(model, how, monkeypatch):
     assert asked == [False, True]
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_bf16_is_what_the_device_computes_in_or_fp32(model, monkeypatch, recwarn, native):
+    monkeypatch.setattr("editkit.app.device.computes_bf16", lambda device: native)
+    cfg = compose(["recipe=reconstruction", f"backbone.path={model}"])
+    backbones = [
+        load_backbone(cfg, device="cpu", dtype="bf16"),
+        load_editor(cfg, "reconstruction", device="cpu", dtype="bf16").editor.backbone,
+    ]
+    dtype = torch.bfloat16 if native else torch.float32
+    assert [one.unet.conv_in.weight.dtype for one in backbones] == [dtype, dtype]
+    assert [str(one.message) for one in recwarn if "bf16" in str(one.message)] == (
+        [] if native else ["cpu does not compute in bf16 and is slow to imitate it: taking fp32 instead"] * 2
+    )
+
+
 def test_seconds_of_training_are_those_of_all_parts_or_unknown():
     part = lambda **card: SimpleNamespace(card=card)  # noqa: E731
     assert training_seconds([part(training_seconds=3.0), part(training_seconds=4)]) == 7.0

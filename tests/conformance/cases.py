@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from editkit import recipe
+from editkit.engine.precision import computes_bf16
 from editkit.training.artefact import Artefact
 from editkit.training.editor import Editor
 from editkit.training.method import Method
@@ -104,8 +105,8 @@ def step(method: Method, times: int = 1) -> None:
 
 
 def precision(stepper: Stepper) -> contextlib.AbstractContextManager[None]:
-    """Return the recipe's own precision, as Lightning sets it around a batch."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=str(stepper.plan.precision) == "bf16")
+    """Return the recipe's own precision, as `fit` has Lightning set it around a batch."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=str(stepper.plan.precision) == "bf16" and computes_bf16("cpu"))
 
 
 def snapshot(method: Method) -> dict[str, Tensor]:

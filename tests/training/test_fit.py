@@ -223,10 +223,21 @@ def test_an_empty_data_set_is_a_users_error(tmp_path):
         run(tmp_path, dataset=Numbers(0))
 
 
-def test_bf16_trains(tmp_path):
-    method = new()
-    run(tmp_path, method, precision="bf16")
-    assert method.net[0].weight.dtype == torch.float32
+@pytest.mark.parametrize("native", [True, False])
+def test_bf16_trains_where_the_device_computes_in_it_and_as_32_elsewhere(tmp_path, monkeypatch, recwarn, native):
+    class Watching(Copy):
+        def loss(self, batch):
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return super().loss(batch)
+
+    seen: list[bool] = []
+    monkeypatch.setattr("editkit.training.fit.computes_bf16", lambda device: native)
+    method = Watching()
+    run(tmp_path, method, precision="bf16", steps=2)
+    assert seen == [native] * len(seen) and seen and method.net[0].weight.dtype == torch.float32
+    assert [str(one.message) for one in recwarn if "bf16" in str(one.message)] == (
+        [] if native else ["cpu does not compute in bf16 and is slow to imitate it: taking trainer.precision=32"]
+    )
 
 
 @pytest.mark.parametrize(
