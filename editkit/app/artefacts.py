@@ -36,8 +36,8 @@ class Weights:
 
     @property
     def target(self) -> str:
-        """The text that it was trained towards, or "" when it serves any text."""
-        return str(self.card.get("target") or self.card.get("prompt") or "")
+        """The text or the style picture that it was trained towards, or "" when it serves any text."""
+        return str(next(filter(None, map(self.card.get, ("target", "prompt", "style_picture"))), ""))
 
     def answers(self, text: str) -> bool:
         """Say whether a prompt means these weights: by target text, by name or by file name."""

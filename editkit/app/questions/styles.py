@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from editkit.app.artefacts import bundled, choose
 from editkit.app.questions.base import NO_EDIT, Cases, Questions, feature_distances, pictures
 from editkit.app.questions.figures import PIXELS, SCORE, Figure, Scores, pixel_figures
 from editkit.data.toyworld.styled import STYLES, StyledFace, in_style, render, styled_at, visible
 from editkit.data.toyworld.styles import CALLED
+from editkit.errors import UserError
 from editkit.metrics.edits import judge
 from editkit.metrics.images import differing
 from editkit.metrics.oracle import Oracle, load_oracle
@@ -25,11 +27,14 @@ class Stylisation:
 
     Attributes:
         name: of the style.
-        prompt: None, for what is trained for a style knows it by a picture.
     """
 
     name: str
-    prompt: str | None = None
+
+    @property
+    def prompt(self) -> str:
+        """The name of the style picture, which what is trained for one style is called by; texts are `CALLED`."""
+        return self.name
 
 
 EDITS = {style: Stylisation(style) for style in STYLES if style != "plain"}
@@ -94,6 +99,20 @@ class Styles(Questions):
 
     def edits(self) -> Mapping[str, Stylisation]:
         return EDITS
+
+    def usual(self, weights: Mapping[str, tuple[str, Sequence[str]]]) -> list[Stylisation]:
+        """Return the styles that trained parts are for; all of them where those serve any.
+
+        Raises:
+            UserError: weights for a picture that is no style of the toy faces.
+        """
+        parts = [part for folder, given in weights.values() for part in (choose(folder, given) if given else bundled(folder))]
+        named = [part for part in parts if part.target]
+        found = [edit for edit in EDITS.values() if any(part.answers(edit.name) for part in named)]
+        if named and not found:
+            pictures_of = ", ".join(repr(part.target) for part in named)
+            raise UserError(f"the weights are for {pictures_of}, which is no style of the toy faces: name one with --edit")
+        return found or list(EDITS.values())
 
     def cases(self, edit: Stylisation, split: str, count: int, *, size: int) -> StyleCases:
         """Return the first faces of a split."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
+from editkit.app.artefacts import choose
 from editkit.app.questions import questions_named
 from editkit.app.questions.base import pictures
 from editkit.data.toyworld import styled
 from editkit.data.toyworld.styled import in_style, styled_at
-from editkit.errors import UsageError
+from editkit.errors import UsageError, UserError
 from tests.app.questions.perfect import Perfect
 
 ASKED, COUNT = questions_named("styles"), 6
@@ -58,6 +62,22 @@ def test_texts_and_names(cases):
     assert cases.keys[3] == "faces/test/000003" and set(ASKED.edits()) == set(styled.STYLES) - {"plain"}
     with pytest.raises(UsageError, match="no edit of the styles is called 'cubism'"):
         ASKED.find("cubism")
+
+
+def test_weights_for_a_style_picture_are_asked_for_that_style_alone(tmp_path):
+    for name in ("neon", "pencil", "portrait"):
+        save_file({"a": np.zeros(1)}, tmp_path / f"{name}.safetensors", {"editkit": json.dumps({"style_picture": name})})
+    asked = lambda *names: [  # noqa: E731
+        edit.name for edit in ASKED.usual({"stylediffusion": ("none", [str(tmp_path / f"{name}.safetensors") for name in names])})
+    ]
+    assert asked("neon", "pencil") == ["pencil", "neon"] and asked("neon") == ["neon"]
+    assert len(ASKED.usual({"diffstyler": ("none", [])})) == len(ASKED.edits())
+    with pytest.raises(UserError, match="'portrait', which is no style of the toy faces"):
+        asked("portrait")
+    chosen = choose(
+        "none", [str(tmp_path / "neon.safetensors"), str(tmp_path / "pencil.safetensors")], prompt=ASKED.find("neon").prompt
+    )
+    assert [part.path.stem for part in chosen] == ["neon"]
 
 
 def test_distances_compare_with_other_faces_in_the_style(judges, cases):
