@@ -74,8 +74,8 @@ toy-weights: $(INSTALLED) ## train the bundled models again, into editkit/assets
 	mkdir -p editkit/assets/toy-inpainting && cp -r runs/toy/inpainting/export/. editkit/assets/toy-inpainting/
 	rm -r editkit/assets/toy-inpainting/vae # toy-latent's
 	@for name in $(MEASURED); do $(BIN)/editkit task toy/$$name measure || exit 1; done
-	$(BIN)/editkit train recipe=egsde -o runs/toy/egsde
-	mkdir -p editkit/assets/egsde && cp runs/toy/egsde/export/egsde.safetensors editkit/assets/egsde/
+	@for name in egsde diffstyler; do $(BIN)/editkit train recipe=$$name -o runs/toy/$$name && mkdir -p editkit/assets/$$name \
+		&& cp runs/toy/$$name/export/*.safetensors editkit/assets/$$name/ || exit 1; done
 	@mkdir -p editkit/assets/asyrp
 	@$(call edit,a smiling face,)
 	@$(call edit,a face with glasses,method.l1_weight=8)
