@@ -78,13 +78,14 @@ def fit(
         raise UsageError(f"{title} has nothing to train; use it as it is with editkit edit")
     if len(dataset) == 0:
         raise UserError("the training set holds no images; give another data.root or data.train")
-    began, plan = time.monotonic(), _computable(plan)
+    began = time.monotonic()
+    plan, remark = _computable(plan)
     with isolated(derive(seed, "build")):
         method.prepare_training()
     method.freeze_rest()
     method.train()
     stepper = method.stepper = Stepper(method, plan)
-    session = Session(stepper, run, dataset=dataset, config=config, seed=seed, title=title)
+    session = Session(stepper, run, dataset=dataset, config=config, seed=seed, title=title, remark=remark)
     own = run.locked() if is_first_process() else contextlib.nullcontext()
     with own, announced(run), _quiet(), _losses_of_processes_in_a_line():
         trainer = _trainer(method, plan, run, session, loggers)
@@ -94,17 +95,14 @@ def fit(
     return Outcome(stepper.steps, stepper.images, seconds, new_steps, session.resumed, session.stopped_by)
 
 
-def _computable(plan: Plan) -> Plan:
-    """Return the plan with the numbers that its devices compute in: 32 in place of a bf16 that they would imitate."""
+def _computable(plan: Plan) -> tuple[Plan, str]:
+    """Return the plan in the numbers that its devices compute in, and a remark: 32 in place of a bf16 that they would imitate."""
     found = None if plan.accelerator == "cpu" else torch.accelerator.current_accelerator(check_available=True)
     device = found or torch.device("cpu")
     if str(plan.precision) != "bf16" or computes_bf16(device):
-        return plan
-    if is_first_process():
-        warnings.warn(
-            f"{device.type} does not compute in bf16 and is slow to imitate it: taking trainer.precision=32", stacklevel=3
-        )
-    return replace(plan, precision=32)
+        return plan, ""
+    remark = f"{device.type} does not compute in bf16 and is slow to imitate it: taking trainer.precision=32"
+    return replace(plan, precision=32), remark
 
 
 def _trainer(method: Method, plan: Plan, run: RunDir, session: Session, loggers: Sequence[Logger]) -> lightning.Trainer:

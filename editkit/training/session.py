@@ -38,6 +38,7 @@ class Session(Callback):
     Args:
         config: the frozen recipe as text, kept in every checkpoint.
         dataset: the training set, for `Method.precompute`.
+        remark: what to say when training starts; "" for nothing.
 
     Attributes:
         resumed: the checkpoint this process continued from.
@@ -45,8 +46,11 @@ class Session(Callback):
         throughput: a callback of its own, to stand before this one in the Trainer's.
     """
 
-    def __init__(self, stepper: Stepper, run: RunDir, *, dataset: Any, config: str, seed: int, title: str) -> None:
+    def __init__(
+        self, stepper: Stepper, run: RunDir, *, dataset: Any, config: str, seed: int, title: str, remark: str = ""
+    ) -> None:
         self.stepper, self.run, self.dataset, self.config, self.seed, self.title = stepper, run, dataset, config, seed, title
+        self.remark = remark
         self.plan: Plan = stepper.plan
         self.method: Method = stepper.method
         self.resumed: Path | None = None
@@ -123,6 +127,8 @@ class Session(Callback):
         if trainer.is_global_zero:
             position = self.plan.position(steps=self.stepper.steps, images=self.stepper.images)
             self.display = Display(self.title, total=self.plan.length, unit=self.plan.unit, start=position)
+            if self.remark:
+                self.display.say(self.remark)
             if self.resumed is not None:
                 self.display.say(f"continuing from {self.resumed}")
 
