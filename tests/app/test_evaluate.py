@@ -18,7 +18,7 @@ from editkit.app.artefacts import Weights
 from editkit.app.loaded import Loaded
 from editkit.app.markdown import insert
 from editkit.app.options import EvaluateOptions
-from editkit.app.questions import faces
+from editkit.app.questions import base
 from editkit.app.questions.base import pictures
 from editkit.app.questions.face_judges import FIGURES
 from editkit.app.questions.faces import Faces, make_cases, source_of
@@ -290,7 +290,7 @@ def test_a_method_that_is_evaluated_is_no_baseline(stand_ins, tmp_path):
 def test_the_edits_are_those_that_any_of_the_methods_would_choose(monkeypatch):
     known = {"one": ["a face with glasses", "a bald face"], "two": ["an angry face", "a face with glasses"], "none": []}
     parts = {folder: [Weights(Path("x"), {"target": text}) for text in texts] for folder, texts in known.items()}
-    monkeypatch.setattr(faces, "bundled", parts.get)
+    monkeypatch.setattr(base, "bundled", parts.get)
 
     def chosen(*folders, edits=()):
         recipes = {name: SimpleNamespace(method={"_target_": name}) for name in folders}

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from editkit.app.artefacts import bundled, choose
 from editkit.app.questions.figures import Figure, Scores, joined
 from editkit.data.items import image_tensor
-from editkit.errors import UsageError, suggestion
+from editkit.errors import UsageError, UserError, suggestion
 from editkit.metrics.frechet import frechet
 from editkit.metrics.oracle import Oracle
 from editkit.types import EditRequest
@@ -184,6 +185,27 @@ class Questions(ABC):
     def distances(self, judges: Any, cases: Any, split: str, features: Mapping[Any, Tensor]) -> dict[Any, float]:
         """Return the Frechet distance of each set of features to real pictures, with that of the answers by ("", "")."""
         return {}
+
+
+def trained_edits(edits: Mapping[str, Any], folder: str, weights: Sequence[str]) -> list[Any]:
+    """Return the edits that a method's trained parts are for; none where they serve any.
+
+    Args:
+        edits: all that can be asked of faces, by name.
+        folder: of the method's bundled artefacts.
+        weights: what the user gave instead.
+
+    Raises:
+        UserError: they are for something else.
+    """
+    parts = [part for part in (choose(folder, weights) if weights else bundled(folder)) if part.target]
+    found = [edit for edit in edits.values() if any(part.answers(edit.prompt) for part in parts)]
+    if parts and not found:
+        listed = ", ".join(repr(part.target) for part in parts)
+        raise UserError(
+            f"the weights are for {listed}, which is no edit of the toy faces with a known answer: name one with --edit"
+        )
+    return found
 
 
 def pictures(render: Callable[..., Any], shown: Sequence[Any], size: int = 64) -> Tensor:

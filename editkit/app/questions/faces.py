@@ -10,14 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from editkit.app.artefacts import bundled, choose
-from editkit.app.questions.base import NO_EDIT, Questions, pictures
+from editkit.app.questions.base import NO_EDIT, Questions, pictures, trained_edits
 from editkit.app.questions.face_cases import FaceCases
 from editkit.app.questions.face_judges import FIGURES, Judges, distances, judged, load_judges
 from editkit.app.questions.figures import Scores
 from editkit.data.toyworld.faces import Face, draw_face, held_out, render
 from editkit.data.toyworld.world import EDITS, Edit, counterfactual, face_at, find_edit
-from editkit.errors import UserError
 from editkit.metrics.images import differing
 
 STANDARD = ("smiling", "angry", "old", "with glasses")
@@ -48,7 +46,8 @@ class Faces(Questions):
         Raises:
             UserError: weights for a text that is no edit of the toy faces.
         """
-        found = {edit.name: edit for folder, given in weights.values() for edit in _edits_of(folder, given)}
+        usual = [EDITS[name] for name in STANDARD]
+        found = {edit.name: edit for own in weights.values() for edit in trained_edits(EDITS, *own) or usual}
         return [found[name] for name in dict.fromkeys([*STANDARD, *EDITS]) if name in found]
 
     def cases(self, edit: Edit, split: str, count: int, *, size: int) -> FaceCases:
@@ -98,17 +97,3 @@ def source_of(edit: Edit, face: Face, index: int) -> Face:
         other = draw_face(rng)
         face = replace(face, **{name: getattr(other, name) for name in names})
     return face
-
-
-def _edits_of(folder: str, weights: Sequence[str]) -> list[Edit]:
-    """Return all edits that a method has trained parts for; the standard ones if it has none for a text."""
-    parts = [part for part in (choose(folder, weights) if weights else bundled(folder)) if part.target]
-    if not parts:
-        return [EDITS[name] for name in STANDARD]
-    found = [edit for edit in EDITS.values() if any(part.answers(edit.prompt) for part in parts)]
-    if not found:
-        texts = ", ".join(repr(part.target) for part in parts)
-        raise UserError(
-            f"the weights are for {texts}, which is no edit of the toy faces with a known answer: name one with --edit"
-        )
-    return found

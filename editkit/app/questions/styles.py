@@ -9,12 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from editkit.app.artefacts import bundled, choose
-from editkit.app.questions.base import NO_EDIT, Cases, Questions, feature_distances, pictures
+from editkit.app.questions.base import NO_EDIT, Cases, Questions, feature_distances, pictures, trained_edits
 from editkit.app.questions.figures import PIXELS, SCORE, Figure, Scores, pixel_figures
 from editkit.data.toyworld.styled import STYLES, StyledFace, in_style, render, styled_at, visible
 from editkit.data.toyworld.styles import CALLED
-from editkit.errors import UserError
 from editkit.metrics.edits import judge
 from editkit.metrics.images import differing
 from editkit.metrics.oracle import Oracle, load_oracle
@@ -106,13 +104,8 @@ class Styles(Questions):
         Raises:
             UserError: weights for a picture that is no style of the toy faces.
         """
-        parts = [part for folder, given in weights.values() for part in (choose(folder, given) if given else bundled(folder))]
-        named = [part for part in parts if part.target]
-        found = [edit for edit in EDITS.values() if any(part.answers(edit.name) for part in named)]
-        if named and not found:
-            pictures_of = ", ".join(repr(part.target) for part in named)
-            raise UserError(f"the weights are for {pictures_of}, which is no style of the toy faces: name one with --edit")
-        return found or list(EDITS.values())
+        found = {edit.name for own in weights.values() for edit in trained_edits(EDITS, *own)}
+        return [edit for edit in EDITS.values() if edit.name in found or not found]
 
     def cases(self, edit: Stylisation, split: str, count: int, *, size: int) -> StyleCases:
         """Return the first faces of a split."""

@@ -72,7 +72,7 @@ def test_weights_for_a_style_picture_are_asked_for_that_style_alone(tmp_path):
     ]
     assert asked("neon", "pencil") == ["pencil", "neon"] and asked("neon") == ["neon"]
     assert len(ASKED.usual({"diffstyler": ("none", [])})) == len(ASKED.edits())
-    with pytest.raises(UserError, match="'portrait', which is no style of the toy faces"):
+    with pytest.raises(UserError, match="'portrait', which is no edit of the toy faces"):
         asked("portrait")
     chosen = choose(
         "none", [str(tmp_path / "neon.safetensors"), str(tmp_path / "pencil.safetensors")], prompt=ASKED.find("neon").prompt
