@@ -18,7 +18,7 @@ from editkit.app.artefacts import Weights
 from editkit.app.loaded import Loaded
 from editkit.app.markdown import insert
 from editkit.app.options import EvaluateOptions
-from editkit.app.questions import base
+from editkit.app.questions import base, faces
 from editkit.app.questions.base import pictures
 from editkit.app.questions.face_judges import FIGURES
 from editkit.app.questions.faces import Faces, make_cases, source_of
