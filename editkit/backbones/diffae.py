@@ -11,7 +11,7 @@ from diffusers import UNet2DModel
 from torch import Tensor
 
 from editkit.backbones.assets import resolve
-from editkit.backbones.features import FeatureNet
+from editkit.backbones.features import FeatureNet, holds
 from editkit.backbones.pixel import PixelBackbone, load_pixel
 from editkit.backbones.strided import strided_levels
 from editkit.backbones.unet import dtype_of
@@ -148,17 +148,20 @@ def begin_diffae(path: str | Path, **network: Any) -> DiffusionAutoencoder:
     """Return a diffusion autoencoder that starts as an unconditional model: of the code it says nothing yet.
 
     Args:
-        path: the folder of a pixel model, or its bundled name.
+        path: the folder of a pixel model, or its bundled name; or of a diffusion autoencoder, which is taken as it is.
         network: `code`, `encoder_channels` and what else of `DiffusionAutoencoder` the encoder depends on.
 
     Raises:
         UserError: no such model, or one that does not scale and shift by the time or has another noise schedule.
+        UsageError: a diffusion autoencoder of other arguments.
     """
     return begun(DiffusionAutoencoder, path, **network)
 
 
 def begun(kind: type[Net], path: str | Path, **network: Any) -> Net:
     """Return a network of a kind, see `begin_diffae`."""
+    if holds(path, kind):
+        return gone_on(kind.load(path), path, network)
     start = load_pixel(path)
     if start.unet.config.resnet_time_scale_shift != "scale_shift":
         raise UserError(
@@ -176,6 +179,19 @@ def begun(kind: type[Net], path: str | Path, **network: Any) -> Net:
         if isinstance(layer, TwoConditions):
             zero(layer.code)
     return net
+
+
+def gone_on(net: Net, path: str | Path, network: Mapping[str, Any]) -> Net:
+    """Return a trained network that has the arguments that were asked for, for more training.
+
+    Raises:
+        UsageError: it has others.
+    """
+    for name, wanted in network.items():
+        if name in net.config and net.config[name] != wanted:
+            own = str(net.config[name]).replace(" ", "")
+            raise UsageError(f"{path} has {name}={own}, not {wanted}: to go on with it set method.network.{name}={own}")
+    return net.train().requires_grad_(True)
 
 
 def load_diffae(path: str | Path, *, dtype: str = "float32") -> DiffAEBackbone:

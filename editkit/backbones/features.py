@@ -58,6 +58,12 @@ class FeatureNet(nn.Module):
 Net = TypeVar("Net", bound=FeatureNet)
 
 
+def holds(folder: str | Path, kind: type[FeatureNet]) -> bool:
+    """Say whether a folder, or a bundled name, is of a saved network of a kind."""
+    path = resolve(folder) / "config.json"
+    return path.exists() and json.loads(path.read_text()).get("kind") == kind.kind
+
+
 class PerceptualNet(FeatureNet):
     """A VGG-style stack: per stage two 3x3 convolutions with ReLU, then halving; its features are those before the halving.
 

@@ -221,6 +221,18 @@ def test_begun_from_a_model_it_is_that_model(tmp_path):
     assert not torch.equal(begun(x, 400.0, cond).x0, start(x, 400.0).x0)
 
 
+def test_training_goes_on_from_a_trained_one(tmp_path):
+    """With all of its weights, those of the code too; of another size it is refused, and what to set is said."""
+    sizes = {"code": CODE, "encoder_channels": [8, 16], "blocks": 1, "attended": [], "groups": 4}
+    trained = begin_diffae(write_pixel(tmp_path / "ddpm"), **sizes)
+    next(layer for layer in trained.modules() if isinstance(layer, TwoConditions)).code.bias.data.fill_(0.25)
+    again = begin_diffae(trained.save(tmp_path / "diffae"), **sizes)
+    assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(trained.parameters(), again.parameters(), strict=True))
+    assert again.training and all(one.requires_grad for one in again.parameters())
+    with pytest.raises(UsageError, match=f"method.network.code={CODE}"):
+        begin_diffae(tmp_path / "diffae", **{**sizes, "code": CODE + 1})
+
+
 def test_a_model_that_adds_the_time_cannot_begin_one(tmp_path):
     folder = write_pixel(tmp_path / "ddpm")
     config = folder / "unet" / "config.json"

@@ -34,7 +34,7 @@ class Autoencoder(AutoencoderTraining):
 
     Args:
         network: arguments of `HierarchicalAutoencoder`; with `init_from` those of `begin_hdae`; not read with `warm_from`.
-        init_from: pixel model to start from.
+        init_from: pixel model to start from, or a trained HDAE to go on with.
         warm_from: diffusion autoencoder to start from.
         variant: of the encoder, "E" or "U".
         flipped, sample_steps: see `AutoencoderTraining`.

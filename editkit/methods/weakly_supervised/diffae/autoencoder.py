@@ -16,7 +16,8 @@ class Autoencoder(AutoencoderTraining):
 
     Args:
         network: arguments of `DiffusionAutoencoder`; with `init_from` those of `begin_diffae`.
-        init_from: pixel model to start from; None starts from scratch, as published.
+        init_from: pixel model to start from, or a trained diffusion autoencoder to go on with; None starts from scratch, as
+            published.
         flipped, sample_steps: see `AutoencoderTraining`.
     """
 
