@@ -37,6 +37,7 @@ IMAGES = 256
 def evaluate(options: EvaluateOptions) -> int:
     """Run the command: metrics.json, images.csv, table.md, report.html and a sheet per edit; return 0.
 
+    All are written anew after each edit, so that what is done stays where a later edit fails; with several jobs once, at the end.
     A sweep adds tradeoff.csv and tradeoff.svg.
 
     Raises:
@@ -54,8 +55,12 @@ def evaluate(options: EvaluateOptions) -> int:
     check_writable(output)
     for _, alike in groupby(edits, lambda edit: edit.prompt):
         load_methods(options, recipes, next(alike))  # what is missing shows now, not hours later
-    results, trials = measured(options, questions, recipes, edits, jobs=jobs)
-    paths = write(output, results, trials)
+    trials: list[Trial] = []
+    for trial in trials_of(options, questions, recipes, edits, jobs):
+        trials.append(trial)
+        if jobs == 1 or len(trials) == len(edits):
+            results = summary(trials, **conditions(options), device=str(device_of(options.device)), jobs=jobs)
+            paths = write(output, results, trials)
     if options.sweep:
         paths += tradeoff.write(output, results)
     if options.update is not None:
@@ -64,14 +69,6 @@ def evaluate(options: EvaluateOptions) -> int:
     for path in paths:
         print(path)
     return 0
-
-
-def measured(
-    options: EvaluateOptions, questions: Questions, recipes: Mapping[str, DictConfig], edits: Sequence[Edit], *, jobs: int = 1
-) -> tuple[dict[str, Any], list[Trial]]:
-    """Return what metrics.json holds of some edits, and the trial of each."""
-    trials = trials_of(options, questions, recipes, edits, jobs)
-    return summary(trials, **conditions(options), device=str(device_of(options.device)), jobs=jobs), trials
 
 
 def conditions(options: EvaluateOptions) -> dict[str, Any]:
@@ -92,16 +89,17 @@ def count_jobs(options: EvaluateOptions, edits: Sequence[Edit]) -> int:
 
 
 def trials_of(
-    options: EvaluateOptions, questions: Questions, recipes: Mapping[str, DictConfig], edits: Sequence[Edit], jobs: int
-) -> list[Trial]:
-    """Return the trial of each edit, made here or, for several jobs, in as many processes, each with its own inversions."""
+    options: EvaluateOptions, questions: Questions, recipes: Mapping[str, DictConfig], edits: Sequence[Edit], jobs: int = 1
+) -> Iterator[Trial]:
+    """Yield the trial of each edit, made here or, for several jobs, in as many processes, each with its own inversions."""
     with TemporaryDirectory(prefix="editkit-inversions-") as folder:
         if jobs == 1:
-            return list(held(options, questions, recipes, edits, folder))
+            yield from held(options, questions, recipes, edits, folder)
+            return
         shares = [(edits[job::jobs], f"{folder}/{job}") for job in range(jobs)]
         with Progress(total=len(edits), unit="edits") as progress:
             found = spread(partial(held, options, questions, recipes), shares, tick=progress.advance)
-    return [found[place % jobs][place // jobs] for place in range(len(edits))]
+    yield from (found[place % jobs][place // jobs] for place in range(len(edits)))
 
 
 def held(

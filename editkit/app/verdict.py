@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ SHOWN = 12  # pictures in sheets and in the report
 
 
 def write(output: Path, results: Mapping[str, Any], trials: Sequence[Trial]) -> list[Path]:
-    """Write all files of an evaluation and return their paths; metrics.json is written last, when all is there.
+    """Write all files of an evaluation, each whole, and return their paths; metrics.json is last, when all is there.
 
     Raises:
         UserError: one cannot be written.
@@ -30,15 +31,15 @@ def write(output: Path, results: Mapping[str, Any], trials: Sequence[Trial]) -> 
         "table.md": markdown_table(results),
         "report.html": report(results, {trial.cases.edit.name: examples(trial) for trial in trials}),
     }
+    csv.writer(lines := io.StringIO(newline="")).writerows(_lines(trials))
+    texts["images.csv"] = lines.getvalue()
     try:
         output.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            (output / name).write_text(text, encoding="utf-8")
-        with open(output / "images.csv", "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(_lines(trials))
     except OSError as error:
         raise UserError(f"cannot write to {output}: {error.strerror or error}") from error
-    paths = [output / name for name in ("metrics.json", *texts, "images.csv")]
+    for name, text in texts.items():
+        write_atomic(output / name, lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
+    paths = [output / name for name in ("metrics.json", *texts)]
     for trial in trials:
         rows = dict(_rows(trial))
         sheet = output / f"sheet-{trial.cases.edit.name.replace(' ', '-')}.png"

@@ -373,6 +373,21 @@ def test_overrides_are_for_every_method():
 # Several processes
 
 
+def test_what_is_done_stays_where_a_later_edit_fails(stand_ins, monkeypatch, tmp_path):
+    run = contest.run
+
+    def fails(editor, cases, **knobs):
+        if cases.edit.name == "old":
+            raise UserError("out of memory")
+        return run(editor, cases, **knobs)
+
+    monkeypatch.setattr(contest, "run", fails)
+    with pytest.raises(UserError, match="out of memory"):
+        command.evaluate(options(tmp_path, edits=["smiling", "old"], baselines=["none"]))
+    assert list(json.loads((tmp_path / "metrics.json").read_text())["edits"]) == ["smiling"]
+    assert {"table.md", "report.html", "images.csv", "sheet-smiling.png"} <= {path.name for path in tmp_path.iterdir()}
+
+
 def test_processes_share_the_edits_out_and_the_order_stays(stand_ins, monkeypatch, tmp_path):
     seen = []
 
