@@ -9,9 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import OmegaConf
+
 from editkit.app.artefacts import Weights, check_backbone, choose
 from editkit.app.device import device_of, dtype_of
 from editkit.app.options import RecipeOptions
+from editkit.backbones.assets import PREFIX, bundled
 from editkit.engine.precision import Precision
 from editkit.errors import UsageError, UserError
 from editkit.recipe import build, choices, compose
@@ -70,6 +73,17 @@ def short_name(method: str) -> str:
     return Path(method).stem
 
 
+def check_stages(cfg: DictConfig, name: str) -> None:
+    """Raise a UserError if what a stage of training exports is asked for by a bundled name, and none of that name is bundled."""
+    for key in (cfg.get("stages") or {}).values():
+        path = str(OmegaConf.select(cfg, key))
+        if path.startswith(PREFIX) and path.removeprefix(PREFIX) not in bundled():
+            raise UserError(
+                f"{name} has no trained weights: train them with `editkit train recipe={name}`, then give --from "
+                f"runs/{name}/edit in place of --method {name}"
+            )
+
+
 def load_editor(
     cfg: DictConfig,
     name: str,
@@ -92,6 +106,7 @@ def load_editor(
     folder = assets_folder(str(cfg.method.get("_target_", "")))
     if weights:
         chosen = choose(folder, weights, prompt=prompt)  # a mistake here shows before anything large is read
+    check_stages(cfg, name)
     method: Method = build(cfg, "method")
     backbone: Backbone = method.backbone  # type: ignore[assignment]
     model, digest = backbone_name(cfg), backbone.digest()
@@ -206,8 +221,6 @@ def _news(chosen: Sequence[Weights], prompt: str | None, weights: Sequence[str])
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-
     sections = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(sections, dict)
     return {key: sections.get(key) for key in ("method", "engine")}

@@ -6,10 +6,11 @@ import pytest
 
 from editkit import recipe
 from editkit.app import staged, train
+from editkit.app.loaded import load_editor
 from editkit.app.options import TrainOptions
 from editkit.app.submit import train_job
 from editkit.app.submit_options import SubmitTrain
-from editkit.errors import UsageError
+from editkit.errors import UsageError, UserError
 
 STAGES = ["autoencoder", "latent", "classifier"]
 
@@ -88,3 +89,9 @@ def test_a_dry_run_shows_every_missing_stage(tmp_path):
     exported(tmp_path, "autoencoder")
     text = staged.resolved(options(tmp_path))
     assert text.count("\n---\n") == 1 and "recipe: diffae/latent" in text and "recipe: diffae/classifier" in text
+
+
+def test_an_edit_without_the_weights_of_a_stage_says_what_trains_them():
+    cfg = recipe.compose(["recipe=hdad", "backbone.path=editkit:not-there"])
+    with pytest.raises(UserError, match="`editkit train recipe=hdad`, then give --from runs/hdad/edit"):
+        load_editor(cfg, "hdad")
