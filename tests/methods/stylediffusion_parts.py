@@ -116,6 +116,8 @@ def epoch(original, clip, picture, batches, wrong=None):
     descent = torch.optim.SGD(network.parameters(), lr=RATE)
     embed = clip.image if wrong == "unit embeddings" else clip.projected
     without = removed(original, picture)
+    if wrong != "colours of the removal":
+        without = gray(without)
     style = embed(picture) - (0 if wrong == "the style picture itself" else embed(without))
     wanted = gray(picture) if wrong == "the gray style picture" else picture
 

@@ -35,6 +35,7 @@ WRONG = (
     "coloured contents",
     "contents compared in colour",
     "the style picture itself",
+    "colours of the removal",
     "unit embeddings",
     "one sum of both",
     "no reconstruction first",

@@ -142,9 +142,18 @@ class StyleDiffusion(TunedCopy):
         """Return what the style picture says; computed once, by the original network."""
         picture: Tensor = self.picture  # type: ignore[assignment]
         with torch.no_grad(), torch.autocast(picture.device.type, enabled=False):
-            without = self.removal(picture)
+            without = self.without_style(picture)
             style = self.clip.projected(picture) - self.clip.projected(without)
             return Target(picture, self._inverted(without), Disentanglement(self.clip.projected, style, **self.weights))
+
+    def without_style(self, picture: Tensor) -> Tensor:
+        """Return the style picture (1, 3, H, W) without its style: the same kind of picture as contents are.
+
+        A model of coloured pictures gives the removal's result colours, so those are taken away again where contents have none
+        (ours; the paper's model of photographs leaves a grey picture grey). Otherwise the style would be to lose colours too.
+        """
+        without = self.removal(picture)
+        return without if self.content_removal is self.removal else self.content_removal(without)
 
     @torch.no_grad()
     def compute_sources(self, images: Tensor) -> dict[str, Tensor]:
