@@ -291,7 +291,7 @@ def test_the_file_holds_the_noise_networks_in_half_precision(tmp_path):
 def test_from_training_to_an_edited_file(tmp_path, monkeypatch):
     """By the command line: train, then edit by --weights RUN, either way."""
     monkeypatch.chdir(tmp_path)
-    small = [f"backbone.path={write_pixel(tmp_path / 'ddpm')}", "method.width=4", "method.blocks=1"]
+    small = [f"backbone.path={write_pixel(tmp_path / 'ddpm')}", "method.width=4", "method.blocks=1", "method.init_from=[]"]
     data = ["data.size=16", "data.train=4", "data.validation=2", "data.test=2"]
     short = ["trainer.steps=2", "trainer.batch_size=2", "trainer.sample_every=2", "trainer=cpu", "logger=csv"]
     assert cli.run(["train", "recipe=unit-ddpm", *small, *data, *short, f"run_dir={tmp_path / 'run'}"]) == 0
