@@ -37,7 +37,7 @@ IMAGES = 256
 def evaluate(options: EvaluateOptions) -> int:
     """Run the command: metrics.json, images.csv, table.md, report.html and a sheet per edit; return 0.
 
-    All are written anew after each edit, so that what is done stays where a later edit fails; with several jobs once, at the end.
+    All are written anew after each edit, so that what is done stays where a later edit fails.
     A sweep adds tradeoff.csv and tradeoff.svg.
 
     Raises:
@@ -58,9 +58,8 @@ def evaluate(options: EvaluateOptions) -> int:
     trials: list[Trial] = []
     for trial in trials_of(options, questions, recipes, edits, jobs):
         trials.append(trial)
-        if jobs == 1 or len(trials) == len(edits):
-            results = summary(trials, **conditions(options), device=str(device_of(options.device)), jobs=jobs)
-            paths = write(output, results, trials)
+        results = results_of(options, trials, jobs=jobs)
+        paths = write(output, results, trials)
     if options.sweep:
         paths += tradeoff.write(output, results)
     if options.update is not None:
@@ -69,6 +68,11 @@ def evaluate(options: EvaluateOptions) -> int:
     for path in paths:
         print(path)
     return 0
+
+
+def results_of(options: EvaluateOptions, trials: Sequence[Trial], *, jobs: int = 1) -> dict[str, Any]:
+    """Return what metrics.json holds of the trials of some edits."""
+    return summary(trials, **conditions(options), device=str(device_of(options.device)), jobs=jobs)
 
 
 def conditions(options: EvaluateOptions) -> dict[str, Any]:

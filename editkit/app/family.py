@@ -14,16 +14,15 @@ from rich.console import Console
 from editkit.app import family_files, verdict
 from editkit.app.artefacts import by_method
 from editkit.app.catalogue import of_family
-from editkit.app.device import device_of
 from editkit.app.entrants import asked_of, check_baselines, composed, load_method
-from editkit.app.evaluate import conditions, trials_of
+from editkit.app.evaluate import conditions, results_of, trials_of
 from editkit.app.markdown import check_marks, insert
 from editkit.app.options import EvaluateOptions
 from editkit.app.progress import remark
 from editkit.app.questions import Questions
 from editkit.app.questions.base import Edit
 from editkit.app.standings import markdown_table, standing, terminal_table
-from editkit.app.trial import plain, summary
+from editkit.app.trial import plain
 from editkit.data.files import check_writable
 from editkit.errors import UserError
 
@@ -135,9 +134,8 @@ def made(member: Member) -> dict[str, Any]:
     """Evaluate a method into its folder and return the results."""
     remark(f"{member.name}: {member.questions.name}, {member.edit.name}")
     check_writable(member.folder)
-    options = member.options
-    [trial] = trials_of(options, member.questions, {member.name: member.cfg}, [member.edit])
-    results = summary([trial], **conditions(options), device=str(device_of(options.device)), jobs=1)
+    [trial] = trials_of(member.options, member.questions, {member.name: member.cfg}, [member.edit])
+    results = results_of(member.options, [trial])
     family_files.save_pictures(member.folder, trial)
     verdict.write(member.folder, results, [trial])
     return results

@@ -74,10 +74,13 @@ def short_name(method: str) -> str:
 
 
 def check_stages(cfg: DictConfig, name: str) -> None:
-    """Raise a UserError if what a stage of training exports is asked for by a bundled name, and none of that name is bundled."""
+    """Raise a UserError if a stage of training makes the backbone, and it is asked for by a bundled name that is not bundled.
+
+    What other stages make is not always needed: an edit takes no latent model, mixing takes no classifier.
+    """
     for key in (cfg.get("stages") or {}).values():
         path = str(OmegaConf.select(cfg, key))
-        if path.startswith(PREFIX) and path.removeprefix(PREFIX) not in bundled():
+        if key.startswith("backbone.") and path.startswith(PREFIX) and path.removeprefix(PREFIX) not in bundled():
             raise UserError(
                 f"{name} has no trained weights: train them with `editkit train recipe={name}`, then give --from "
                 f"runs/{name}/edit in place of --method {name}"

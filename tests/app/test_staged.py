@@ -6,7 +6,7 @@ import pytest
 
 from editkit import recipe
 from editkit.app import staged, train
-from editkit.app.loaded import load_editor
+from editkit.app.loaded import check_stages, load_editor
 from editkit.app.options import TrainOptions
 from editkit.app.submit import train_job
 from editkit.app.submit_options import SubmitTrain
@@ -95,3 +95,8 @@ def test_an_edit_without_the_weights_of_a_stage_says_what_trains_them():
     cfg = recipe.compose(["recipe=hdad", "backbone.path=editkit:not-there"])
     with pytest.raises(UserError, match="`editkit train recipe=hdad`, then give --from runs/hdad/edit"):
         load_editor(cfg, "hdad")
+
+
+def test_an_edit_may_lack_what_only_other_stages_make():
+    """A backbone of one's own is enough to mix by references, whatever is bundled of the rest."""
+    check_stages(recipe.compose(["recipe=diffae", "backbone.path=mine", "method.latent=editkit:not-there"]), "diffae")
