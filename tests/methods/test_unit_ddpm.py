@@ -193,6 +193,19 @@ def test_networks_may_begin_from_models_of_their_domains(tmp_path):
         other.prepare_training()
 
 
+def test_training_may_go_on_from_what_an_earlier_one_left(tmp_path):
+    """With the noise networks that the file holds; a conv_in that ignores the other picture, as of a new model, would differ."""
+    [earlier] = method().artefacts()
+    made = untouched(init_from=[str(earlier.save(tmp_path / "earlier.safetensors"))])
+    made.prepare_training()
+    own = made.trained_state()
+    assert all(torch.equal(own[name], tensor.float()) for name, tensor in earlier.tensors.items())
+    assert own["noise.1.unet.conv_in.weight"][:, 3:].abs().max() > 0
+    stranger = Artefact("x", earlier.tensors, card={"kind": "delta"}).save(tmp_path / "stranger.safetensors")
+    with pytest.raises(UserError, match="not of unit-ddpm"):
+        untouched(init_from=[str(stranger)]).prepare_training()
+
+
 # ----------------------------------------------------------------------------------------------------------- the walk
 
 WRONG = ["a clean source", "one noise for all times", "the target's network for both"]
@@ -321,7 +334,7 @@ def test_a_network_that_begins_at_random_is_told_by_its_noise_alone():
         ({"release": 1001}, "choose from 0 to 1000"),
         ({"strength": 0.0}, "out of range"),
         ({"steps": 2000}, "steps do not fit"),
-        ({"init_from": ["a"]}, "a model for each of the two domains"),
+        ({"init_from": ["a", "b", "c"]}, "a model for each of the two domains, one trained file"),
     ],
 )
 def test_settings_that_cannot_be_are_named(changes, said):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from editkit.backbones.assets import resolve
 from editkit.backbones.base import Backbone
 from editkit.backbones.pixel import PixelBackbone, load_pixel
 from editkit.data.items import check_holds
@@ -63,7 +64,8 @@ class UnitDDPM(Method):
 
     Args:
         backbone: a model of pixels, for layout, noise and the first weights of both noise networks.
-        init_from: folders of a pixel model of each domain, whose weights training begins with instead; none: the backbone's.
+        init_from: folders of a pixel model of each domain, whose weights training begins with instead; one file of an earlier
+            training to go on with, whose translators, which no file holds, begin anew; none: the backbone's.
         domains: names of the two domains, in the data's order.
         target: the domain that an edit translates into; None: the second.
         width, blocks: of the translators, see `Translator`.
@@ -72,8 +74,8 @@ class UnitDDPM(Method):
         steps, release, strength: of an edit, see `UnitDDPMEditor`.
 
     Raises:
-        UsageError: a model of latents, other than two domains, an unknown target or distance, a number of models to begin from
-            that is not two.
+        UsageError: a model of latents, other than two domains, an unknown target or distance, more than two models to
+            begin from.
     """
 
     unused_parameters = True  # a batch may lack one of the domains
@@ -100,8 +102,8 @@ class UnitDDPM(Method):
             raise UsageError("unit-ddpm needs a model of pixels: choose backbone=toy_faces or unit_ddpm64")
         if cycle_norm not in DISTANCES:
             raise UsageError(f"method.cycle_norm={cycle_norm} is unknown: choose from {', '.join(DISTANCES)}")
-        if len(init_from) not in (0, 2):
-            raise UsageError(f"method.init_from={list(init_from)}: give a model for each of the two domains, or none")
+        if len(init_from) > 2:
+            raise UsageError(f"method.init_from={list(init_from)}: give a model for each of the two domains, one trained file, or []")
         self.init_from = tuple(init_from)
         self.domains, self.target = tuple(domains), target_of(domains, target)
         self.backbone, self.cycle, self.distance = backbone, cycle, DISTANCES[cycle_norm]
@@ -118,7 +120,14 @@ class UnitDDPM(Method):
         return {"noise": self.noise.parameters(), "translators": self.translators.parameters()}
 
     def prepare_training(self) -> None:
-        """Begin from models of the domains, if there are some."""
+        """Begin from models of the domains, or from what an earlier training exported.
+
+        Raises:
+            UserError: no such model or file, or one of another method.
+            UsageError: one of another layout.
+        """
+        if len(self.init_from) == 1:
+            return take(self, [Artefact.load(resolve(self.init_from[0]))], KIND, UnitDDPMEditor.name, self._load)
         for network, path in zip(self.noise, self.init_from, strict=False):
             network.begin_from(load_pixel(path))  # type: ignore[operator]
 
