@@ -53,8 +53,9 @@ class Levels:
         return math.sqrt(1.0 - self.alpha_bar[i])
 
     def digest(self) -> str:
-        """Return a hash that two lists share exactly when they are the same levels."""
-        return hashlib.sha256(json.dumps([self.alpha_bar, self.times, self.entry]).encode()).hexdigest()[:16]
+        """Return a hash that two lists share when they are the same levels, whatever last bits their machines gave them."""
+        alpha_bar, times = ([round(value, 9) for value in values] for values in (self.alpha_bar, self.times))
+        return hashlib.sha256(json.dumps([alpha_bar, times, self.entry]).encode()).hexdigest()[:16]
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from editkit.errors import UsageError, suggestion
 from editkit.types import Condition, EditRequest, Levels, Prediction
 
 Finish = Callable[[Sequence[Tensor]], list[Prediction]]
+_NESTING = re.compile(r"(text|vision)_model\.")
 
 
 class Backbone(nn.Module, ABC):
@@ -118,10 +120,15 @@ class Backbone(nn.Module, ABC):
         return self.state_dict()
 
     def digest(self) -> str:
-        """Return a hash of the weights and of the noise schedule, 16 hex digits."""
+        """Return a hash of the weights and of the noise schedule, 16 hex digits, the same on every machine.
+
+        So the schedule, whose last bits depend on the processor, is rounded, and names are without the nesting that versions of
+        transformers add or leave out.
+        """
         sha = hashlib.sha256(self.parameterization.encode())
-        for name, tensor in sorted(self.identity().items()):
+        named = {_NESTING.sub("", name): tensor for name, tensor in self.identity().items()}
+        for name, tensor in sorted(named.items()):
             sha.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             sha.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        sha.update(self.schedule.table.cpu().numpy().tobytes())
+        sha.update(self.schedule.rounded().cpu().numpy().tobytes())
         return sha.hexdigest()[:16]

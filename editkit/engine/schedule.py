@@ -75,6 +75,10 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.table)
 
+    def rounded(self) -> Tensor:
+        """Return alpha_bar of each training time in millionths (T,), whole numbers, which are the same on every machine."""
+        return (self.table * 1e6).round().long()
+
     def alpha_bar(self, t: float | Tensor) -> Tensor:
         """Return alpha_bar in float64 for real times in [-1, T-1], in the shape of `t` and on its device.
 
