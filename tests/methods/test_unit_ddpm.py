@@ -334,7 +334,7 @@ def test_a_network_that_begins_at_random_is_told_by_its_noise_alone():
         ({"release": 1001}, "choose from 0 to 1000"),
         ({"strength": 0.0}, "out of range"),
         ({"steps": 2000}, "steps do not fit"),
-        ({"init_from": ["a", "b", "c"]}, "a model for each of the two domains, one trained file"),
+        ({"init_from": ["a", "b", "c"]}, "a model for each domain, one trained file"),
     ],
 )
 def test_settings_that_cannot_be_are_named(changes, said):

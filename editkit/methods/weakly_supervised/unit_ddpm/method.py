@@ -103,7 +103,7 @@ class UnitDDPM(Method):
         if cycle_norm not in DISTANCES:
             raise UsageError(f"method.cycle_norm={cycle_norm} is unknown: choose from {', '.join(DISTANCES)}")
         if len(init_from) > 2:
-            raise UsageError(f"method.init_from={list(init_from)}: give a model for each of the two domains, one trained file, or []")
+            raise UsageError(f"method.init_from={list(init_from)}: give a model for each domain, one trained file, or []")
         self.init_from = tuple(init_from)
         self.domains, self.target = tuple(domains), target_of(domains, target)
         self.backbone, self.cycle, self.distance = backbone, cycle, DISTANCES[cycle_norm]
