@@ -36,7 +36,7 @@ class Lpips(FeatureNet):
     @staticmethod
     def layers() -> Sequence[nn.Module]:
         """Return the layers up to the last one that is compared."""
-        raise NotImplementedError
+        raise NotImplementedError("a network of LPIPS says what its layers are")
 
     @classmethod
     def from_published(cls, network: Mapping[str, Tensor], linear: Mapping[str, Tensor]) -> Self:

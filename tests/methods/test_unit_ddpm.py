@@ -204,6 +204,8 @@ def test_training_may_go_on_from_what_an_earlier_one_left(tmp_path):
     stranger = Artefact("x", earlier.tensors, card={"kind": "delta"}).save(tmp_path / "stranger.safetensors")
     with pytest.raises(UserError, match="not of unit-ddpm"):
         untouched(init_from=[str(stranger)]).prepare_training()
+    with pytest.raises(UsageError, match="is a folder: give a model for each domain, or one trained file"):
+        untouched(init_from=[str(tmp_path)]).prepare_training()
 
 
 # ----------------------------------------------------------------------------------------------------------- the walk

@@ -124,10 +124,13 @@ class UnitDDPM(Method):
 
         Raises:
             UserError: no such model or file, or one of another method.
-            UsageError: one of another layout.
+            UsageError: one of another layout, or a model for one of the domains alone.
         """
         if len(self.init_from) == 1:
-            return take(self, [Artefact.load(resolve(self.init_from[0]))], KIND, UnitDDPMEditor.name, self._load)
+            file = resolve(self.init_from[0])
+            if file.is_dir():
+                raise UsageError(f"method.init_from=[{file}] is a folder: give a model for each domain, or one trained file")
+            return take(self, [Artefact.load(file)], KIND, UnitDDPMEditor.name, self._load)
         for network, path in zip(self.noise, self.init_from, strict=False):
             network.begin_from(load_pixel(path))  # type: ignore[operator]
 
