@@ -84,7 +84,8 @@ def freeze_whole(options: TrainOptions) -> Path | None:
     if not all(RunDir(folder / name).export.is_dir() for name in stages):
         return None
     place = folder / "edit"
-    overrides = [f"recipe={options.method}", *_exports(stages, folder, stages).values()]
+    own = recipe.keys(_plain(replace(options, stage=None, overrides=())))
+    overrides = [f"recipe={options.method}", *(text for key, text in _exports(stages, folder, stages).items() if key in own)]
     recipe.freeze(recipe.compose(overrides, prompts={"run_dir": str(place)}, conf_dirs=options.conf), place, accept=True)
     return place
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from diffusers import UNet2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from editkit.backbones.assets import resolve
 from editkit.backbones.features import FeatureNet, holds
@@ -81,6 +81,50 @@ class DiffusionAutoencoder(FeatureNet):
         }
         self.unet = add_second_condition(UNet2DModel(**(published if unet is None else unet)), code)
         self.encoder = SemanticEncoder(encoder_channels, code, size=sample_size, blocks=blocks, attended=attended, groups=groups)
+
+
+class StartedEncoder(FeatureNet):
+    """A semantic encoder by itself, which a diffusion autoencoder can start with.
+
+    Args:
+        sample_size, encoder_channels, code, blocks, attended, groups: see `DiffusionAutoencoder`.
+    """
+
+    kind = "semantic-encoder"
+
+    def __init__(
+        self,
+        *,
+        sample_size: int,
+        encoder_channels: Sequence[int],
+        code: int,
+        blocks: int = 2,
+        attended: Sequence[int] = (16,),
+        groups: int = 32,
+    ) -> None:
+        levels = {"encoder_channels": list(encoder_channels), "attended": list(attended)}
+        super().__init__(sample_size=sample_size, code=code, blocks=blocks, groups=groups, **levels)
+        self.encoder = SemanticEncoder(encoder_channels, code, size=sample_size, blocks=blocks, attended=attended, groups=groups)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return codes (B, code) of images (B, 3, H, W) in [-1, 1]."""
+        return self.encoder(images)
+
+    @torch.no_grad()
+    def whitened(self, images: Tensor, ridge: float) -> StartedEncoder:
+        """Make codes white over images (N, 3, H, W), by the encoder's last layer, and return it.
+
+        Args:
+            ridge: added to the variance of every direction, as a share of their mean.
+        """
+        last = next(layer for layer in self.encoder.out if isinstance(layer, nn.Conv2d))
+        codes = torch.cat([self(part.to(last.weight.device)) for part in images.split(64)]).double()
+        variances, axes = torch.linalg.eigh(torch.cov(codes.T).cpu())
+        white = (axes / (variances.clamp(min=0) + ridge * variances.mean()).sqrt()) @ axes.T
+        white = white.to(last.weight.device)
+        last.bias.copy_(white @ (last.bias.double() - codes.mean(0)))
+        last.weight.copy_((white @ last.weight[:, :, 0, 0].double())[:, :, None, None])
+        return self
 
 
 class DiffAEBackbone(PixelBackbone):
