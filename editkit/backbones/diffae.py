@@ -225,6 +225,21 @@ def begun(kind: type[Net], path: str | Path, **network: Any) -> Net:
     return net
 
 
+def take_encoder(net: DiffusionAutoencoder, path: str | Path) -> None:
+    """Let a network that is to be trained start with the encoder of a folder of `StartedEncoder`.
+
+    Raises:
+        UserError: something else in the folder.
+        UsageError: an encoder of other arguments.
+    """
+    start = StartedEncoder.load(path)
+    for name, own in start.config.items():
+        if own != net.config[name]:
+            value = str(own).replace(" ", "")
+            raise UsageError(f"the encoder of {path} has {name}={value}, not {net.config[name]}: set method.network.{name}={value}")
+    net.encoder.load_state_dict(start.encoder.state_dict())
+
+
 def gone_on(net: Net, path: str | Path, network: Mapping[str, Any]) -> Net:
     """Return a trained network that has the arguments that were asked for, for more training.
 

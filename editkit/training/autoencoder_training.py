@@ -17,6 +17,7 @@ from editkit.training.denoising import check_share, denoising_error, mirrored
 from editkit.training.editor import requests_of
 from editkit.training.folder import FolderMethod
 from editkit.training.method import OptimizerFactory, SchedulerFactory
+from editkit.training.rates import slower
 from editkit.types import Condition, EditRequest
 
 SHOWN = 8  # pictures of a sample grid
@@ -33,9 +34,10 @@ class AutoencoderTraining(FolderMethod):
         denoiser: the autoencoder.
         flipped: share of the images that are mirrored, for encoder and decoder alike.
         sample_steps: DDIM steps of the sample grids.
+        encoder_rate: of the encoder, as a share of the decoder's learning rate (ours; 1 is published).
 
     Raises:
-        UsageError: `flipped` is no share.
+        UsageError: `flipped` or `encoder_rate` is no share.
     """
 
     def __init__(
@@ -43,10 +45,14 @@ class AutoencoderTraining(FolderMethod):
         denoiser: DiffAEBackbone,
         flipped: float,
         sample_steps: int,
+        encoder_rate: float = 1.0,
         *,
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
     ) -> None:
+        check_share("encoder_rate", encoder_rate)
+        if optimizer is not None and encoder_rate < 1:
+            optimizer = slower(optimizer, denoiser.encoder.parameters(), encoder_rate)
         super().__init__(optimizer=optimizer, scheduler=scheduler)
         self.denoiser = denoiser
         self.flipped, self.sample_steps = check_share("flipped", flipped), sample_steps

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from editkit.backbones.diffae import DiffAEBackbone, DiffusionAutoencoder, begin_diffae
+from editkit.backbones.diffae import DiffAEBackbone, DiffusionAutoencoder, begin_diffae, take_encoder
+from editkit.backbones.features import holds
+from editkit.errors import UsageError
 from editkit.training.autoencoder_training import AutoencoderTraining
 from editkit.training.folder import network_arguments
 from editkit.training.method import OptimizerFactory, SchedulerFactory
@@ -18,7 +20,11 @@ class Autoencoder(AutoencoderTraining):
         network: arguments of `DiffusionAutoencoder`; with `init_from` those of `begin_diffae`.
         init_from: pixel model to start from, or a trained diffusion autoencoder to go on with; None starts from scratch, as
             published.
-        flipped, sample_steps: see `AutoencoderTraining`.
+        encoder_from: export of `EncoderStart` whose encoder it starts with; None starts it as published.
+        flipped, sample_steps, encoder_rate: see `AutoencoderTraining`.
+
+    Raises:
+        UsageError: two encoders to start with, or one of another shape.
     """
 
     def __init__(
@@ -26,11 +32,17 @@ class Autoencoder(AutoencoderTraining):
         *,
         network: Mapping[str, Any],
         init_from: str | None = None,
+        encoder_from: str | None = None,
         flipped: float = 0.5,
         sample_steps: int = 20,
+        encoder_rate: float = 1.0,
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
     ) -> None:
         arguments = network_arguments(network)
         net = DiffusionAutoencoder(**arguments) if init_from is None else begin_diffae(init_from, **arguments)
-        super().__init__(DiffAEBackbone(net), flipped, sample_steps, optimizer=optimizer, scheduler=scheduler)
+        if encoder_from is not None:
+            if init_from is not None and holds(init_from, DiffusionAutoencoder):
+                raise UsageError(f"{init_from} has an encoder already: to go on with it set method.encoder_from=null")
+            take_encoder(net, encoder_from)
+        super().__init__(DiffAEBackbone(net), flipped, sample_steps, encoder_rate, optimizer=optimizer, scheduler=scheduler)
