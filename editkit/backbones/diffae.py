@@ -236,7 +236,8 @@ def take_encoder(net: DiffusionAutoencoder, path: str | Path) -> None:
     for name, own in start.config.items():
         if own != net.config[name]:
             value = str(own).replace(" ", "")
-            raise UsageError(f"the encoder of {path} has {name}={value}, not {net.config[name]}: set method.network.{name}={value}")
+            wanted = net.config[name]
+            raise UsageError(f"the encoder of {path} has {name}={value}, not {wanted}: set method.network.{name}={value}")
     net.encoder.load_state_dict(start.encoder.state_dict())
 
 

@@ -1,7 +1,7 @@
 """Diffusion Autoencoders (Preechakul et al., CVPR 2022, arXiv 2111.15640): a code says what an image shows, noise holds the rest.
 
-Three stages, and one of ours before them for short trainings (`EncoderStart`): `Autoencoder` trains encoder and decoder, `Prior` a diffusion model of the codes, `Classifier` the directions of
-attributes among them. `DiffAE` edits with what they made.
+Three stages: `Autoencoder` trains encoder and decoder, `Prior` a diffusion model of the codes, `Classifier` the directions of
+attributes among them; `EncoderStart` is one of ours before them, for short trainings. `DiffAE` edits with what they made.
 """
 
 from editkit.methods.weakly_supervised.diffae.autoencoder import Autoencoder
