@@ -12,7 +12,7 @@ from editkit.app.submit import train_job
 from editkit.app.submit_options import SubmitTrain
 from editkit.errors import UsageError, UserError
 
-STAGES = ["autoencoder", "latent", "classifier"]
+STAGES = ["encoder", "autoencoder", "latent", "classifier"]
 
 
 def options(folder, **given):
@@ -30,10 +30,10 @@ def missing(given):
 
 def test_the_stages_without_an_export_are_missing(tmp_path):
     assert missing(options(tmp_path)) == STAGES
-    exported(tmp_path, "autoencoder")
-    assert missing(options(tmp_path)) == STAGES[1:]
+    exported(tmp_path, "encoder", "autoencoder")
+    assert missing(options(tmp_path)) == STAGES[2:]
     assert missing(options(tmp_path, fresh=True)) == STAGES
-    assert missing(options(tmp_path, stage="autoencoder")) == STAGES[:1]
+    assert missing(options(tmp_path, stage="autoencoder")) == ["autoencoder"]
 
 
 def test_a_stage_is_given_what_those_before_it_export(tmp_path):
@@ -42,7 +42,10 @@ def test_a_stage_is_given_what_those_before_it_export(tmp_path):
     run = tmp_path / "run"
     assert cfg.recipe == "diffae/classifier" and cfg.run_dir == str(run / "classifier") and cfg.trainer.batch_size == 4
     assert cfg.backbone.path == str(run / "autoencoder" / "export") and cfg.method.latent == str(run / "latent" / "export")
-    assert staged.alone(options(tmp_path, stage="autoencoder")).overrides == [], "it has none before it"
+    assert cfg.backbone.path and "encoder_from" not in cfg.method, "it has no key for what the encoder's stage exports"
+    first = recipe.compose(staged.alone(options(tmp_path, stage="autoencoder")).recipe_overrides())
+    assert first.method.encoder_from == str(run / "encoder" / "export")
+    assert staged.alone(options(tmp_path, stage="encoder")).overrides == [], "it has none before it"
     own = staged.alone(options(tmp_path, stage="latent", overrides=["backbone.path=mine"]))
     assert own.overrides == ["backbone.path=mine"]
 
@@ -67,9 +70,9 @@ def test_all_are_trained_in_order_and_the_whole_is_kept(tmp_path, monkeypatch, c
     assert trained == [f"diffae/{name}" for name in STAGES]
     assert str(tmp_path / "run" / "edit") in capsys.readouterr().out
     cfg = recipe.thaw(tmp_path / "run" / "edit")
-    paths = [tmp_path / "run" / name / "export" for name in STAGES]
+    paths = [tmp_path / "run" / name / "export" for name in STAGES[1:]]
     assert [cfg.backbone.path, cfg.method.latent, cfg.method.classifier] == list(map(str, paths))
-    assert whole(options(tmp_path)) == 0 and len(trained) == 3, "nothing is left"
+    assert whole(options(tmp_path)) == 0 and len(trained) == 4, "nothing is left"
 
 
 def test_mistakes_take_a_line(tmp_path):
@@ -77,7 +80,7 @@ def test_mistakes_take_a_line(tmp_path):
         missing(options(tmp_path, stage="classifyer"))
     with pytest.raises(UsageError, match="recipe asyrp has no stage 'latent'.*leave out --stage"):
         missing(TrainOptions(method="asyrp", stage="latent"))
-    with pytest.raises(UsageError, match="add --stage autoencoder, then latent, classifier"):
+    with pytest.raises(UsageError, match="add --stage encoder, then autoencoder, latent, classifier"):
         missing(options(tmp_path, overrides=["trainer.devices=2"]))
     with pytest.raises(UsageError, match="each a job of its own"):
         train_job(SubmitTrain(method="diffae", run_dir=tmp_path / "run"))
@@ -86,7 +89,7 @@ def test_mistakes_take_a_line(tmp_path):
 
 
 def test_a_dry_run_shows_every_missing_stage(tmp_path):
-    exported(tmp_path, "autoencoder")
+    exported(tmp_path, "encoder", "autoencoder")
     text = staged.resolved(options(tmp_path))
     assert text.count("\n---\n") == 1 and "recipe: diffae/latent" in text and "recipe: diffae/classifier" in text
 

@@ -328,9 +328,10 @@ def test_the_classifier_takes_over_the_statistics_of_the_autoencoders_pictures(a
 
 def test_trained_in_stages_and_used(assets, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
-    for stage in ("autoencoder", "latent", "classifier"):
+    for stage in ("encoder", "autoencoder", "latent", "classifier"):
         texts = dict(text.split("=", 1) for text in shrink(f"diffae/{stage}", assets))
-        own = [f"{key}={value}" for key, value in texts.items() if key not in ("recipe", "backbone.path", "method.latent")]
+        given = ("recipe", "backbone.path", "method.latent", "method.encoder_from")  # by the stages before
+        own = [f"{key}={value}" for key, value in texts.items() if key not in given]
         assert cli.run(["train", "recipe=diffae", "--stage", stage, "--run-dir", str(run), *own, "trainer.steps=2"]) == 0
     Image.fromarray(((picture() + 1) * 127).byte().permute(1, 2, 0).numpy()).save(tmp_path / "face.png")
     asked = ["--image", str(tmp_path / "face.png"), "--labels", "smiling", "--steps", "4", "-o", str(tmp_path / "out.png")]
