@@ -76,6 +76,9 @@ toy-weights: $(INSTALLED) ## train the bundled models again, into editkit/assets
 	@for name in $(MEASURED); do $(BIN)/editkit task toy/$$name measure || exit 1; done
 	@for name in egsde diffstyler; do $(BIN)/editkit train recipe=$$name -o runs/toy/$$name && mkdir -p editkit/assets/$$name \
 		&& cp runs/toy/$$name/export/*.safetensors editkit/assets/$$name/ || exit 1; done
+	$(BIN)/editkit train recipe=diffae -o runs/toy/diffae
+	@for pair in autoencoder:toy-diffae classifier:toy-diffae-classifier; do mkdir -p editkit/assets/$${pair##*:} \
+		&& cp -r runs/toy/diffae/$${pair%%:*}/export/. editkit/assets/$${pair##*:}/ || exit 1; done
 	@mkdir -p editkit/assets/asyrp
 	@$(call edit,a smiling face,)
 	@$(call edit,a face with glasses,method.l1_weight=8)

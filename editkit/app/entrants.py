@@ -146,7 +146,8 @@ def applies(name: str, loaded: Loaded, size: tuple[int, int], edit: Edit, questi
     """Say whether a baseline makes sense: pictures of the methods' size, and a backbone that it can use as it is.
 
     SDEdit needs something that says what is wanted, a text or a model that knows the target alone, or else it only draws a
-    picture anew; and a network that was taught to edit is no plain diffusion model.
+    picture anew; and a network that was taught to edit, or that is told by a code what it draws, is no plain diffusion
+    model.
     """
     backbone = getattr(loaded.editor, "backbone", None)
     if loaded.size != size:
@@ -155,11 +156,11 @@ def applies(name: str, loaded: Loaded, size: tuple[int, int], edit: Edit, questi
         if backbone is None or not _plain(backbone):
             return False
         return questions.target_models or backbone.condition(EditRequest("", prompt=edit.prompt)) is not None
-    return name not in ("reconstruction", "p2p") or backbone is None or _plain(backbone)
+    return name not in ("reconstruction", "p2p", "clip-guided") or backbone is None or _plain(backbone)
 
 
 def _plain(backbone: Any) -> bool:
-    return getattr(backbone, "extra_channels", 0) == 0
+    return getattr(backbone, "extra_channels", 0) == 0 and not hasattr(backbone, "semantic_code")
 
 
 def _load_baseline(options: EvaluateOptions, questions: Questions, cfg: DictConfig, name: str, edit: Edit) -> Loaded:
