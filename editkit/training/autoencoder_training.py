@@ -13,6 +13,7 @@ from editkit.backbones.diffae import DiffAEBackbone
 from editkit.engine.guidance import Clip
 from editkit.engine.rng import batch_noise
 from editkit.engine.sample import sample
+from editkit.errors import UsageError
 from editkit.training.denoising import check_share, denoising_error, mirrored
 from editkit.training.editor import requests_of
 from editkit.training.folder import FolderMethod
@@ -37,7 +38,7 @@ class AutoencoderTraining(FolderMethod):
         encoder_rate: of the encoder, as a share of the decoder's learning rate (ours; 1 is published).
 
     Raises:
-        UsageError: `flipped` or `encoder_rate` is no share.
+        UsageError: `flipped` is no share, or `encoder_rate` is not above 0 and up to 1.
     """
 
     def __init__(
@@ -50,7 +51,8 @@ class AutoencoderTraining(FolderMethod):
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
     ) -> None:
-        check_share("encoder_rate", encoder_rate)
+        if not 0 < encoder_rate <= 1:
+            raise UsageError(f"method.encoder_rate={encoder_rate} is out of range; give a share of the decoder's, up to 1")
         if optimizer is not None and encoder_rate < 1:
             optimizer = slower(optimizer, denoiser.encoder.parameters(), encoder_rate)
         super().__init__(optimizer=optimizer, scheduler=scheduler)
