@@ -61,7 +61,7 @@ class EncoderStart(FolderMethod):
         size, code = self.start.config["sample_size"], self.start.config["code"]
         self.scaled = nn.BatchNorm1d(code, affine=False)
         self.drawing = drawing(size, code)
-        self.embedding = nn.LazyLinear(1)  # sized once CLIP is there
+        self.embedding: nn.Module = nn.Identity()  # made once CLIP is there
 
     def prepare_training(self) -> None:
         """Load CLIP, and size what predicts its embeddings."""
@@ -71,8 +71,7 @@ class EncoderStart(FolderMethod):
 
     def trainable(self) -> dict[str, Iterable[nn.Parameter]]:
         """Return the encoder and what reads its codes, one group."""
-        read_by = [] if isinstance(self.embedding, nn.LazyLinear) else [*self.embedding.parameters()]
-        return {"encoder": [*self.start.parameters(), *self.drawing.parameters(), *read_by]}
+        return {"encoder": [*self.start.parameters(), *self.drawing.parameters(), *self.embedding.parameters()]}
 
     @torch.no_grad()
     def precompute(self, dataset: Any) -> None:
