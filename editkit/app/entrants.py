@@ -125,9 +125,12 @@ def load_baselines(
         UserError: the weights of one are missing.
     """
     found: dict[str, Loaded | None] = {}
+    told_by_code = any(hasattr(getattr(one.editor, "backbone", None), "semantic_code") for one in methods.values())
+    plain = questions.plain if told_by_code and questions.plain else None
     for name in baselines(options, questions, methods):
+        own = questions.equipped.get(name, plain)
         try:
-            found[name] = None if name == NO_EDIT else _load_baseline(options, questions, cfg, name, edit)
+            found[name] = None if name == NO_EDIT else _load_baseline(options, own, cfg, name, edit)
         except UserError as error:
             raise type(error)(f"the baseline {name}: {error}; --baseline chooses others, or none") from error
     if options.baselines:
@@ -163,9 +166,8 @@ def _plain(backbone: Any) -> bool:
     return getattr(backbone, "extra_channels", 0) == 0 and not hasattr(backbone, "semantic_code")
 
 
-def _load_baseline(options: EvaluateOptions, questions: Questions, cfg: DictConfig, name: str, edit: Edit) -> Loaded:
-    """Return a baseline, on the backbone of a method's configuration unless it has one of its own."""
-    own = questions.equipped.get(name)
+def _load_baseline(options: EvaluateOptions, own: Sequence[str] | None, cfg: DictConfig, name: str, edit: Edit) -> Loaded:
+    """Return a baseline, with overrides of its own or, for None, on the backbone of a method's configuration."""
     other = compose([f"recipe={name}", *(own or ())], conf_dirs=options.conf)
     if own is None:
         other.backbone = cfg.backbone

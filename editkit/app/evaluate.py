@@ -17,6 +17,7 @@ from editkit.app.entrants import asked_of, check_baselines, chosen_edits, compos
 from editkit.app.loaded import Loaded, short_name
 from editkit.app.markdown import check_marks, insert
 from editkit.app.options import EvaluateOptions
+from editkit.app.outcomes import kept_or
 from editkit.app.processes import spread
 from editkit.app.progress import Progress
 from editkit.app.questions import Questions
@@ -93,12 +94,22 @@ def count_jobs(options: EvaluateOptions, edits: Sequence[Edit]) -> int:
 
 
 def trials_of(
-    options: EvaluateOptions, questions: Questions, recipes: Mapping[str, DictConfig], edits: Sequence[Edit], jobs: int = 1
+    options: EvaluateOptions,
+    questions: Questions,
+    recipes: Mapping[str, DictConfig],
+    edits: Sequence[Edit],
+    jobs: int = 1,
+    *,
+    baselines: Path | None = None,
 ) -> Iterator[Trial]:
-    """Yield the trial of each edit, made here or, for several jobs, in as many processes, each with its own inversions."""
+    """Yield the trial of each edit, made here or, for several jobs, in as many processes, each with its own inversions.
+
+    Args:
+        baselines: folder where what baselines make is kept for other evaluations; None keeps nothing.
+    """
     with TemporaryDirectory(prefix="editkit-inversions-") as folder:
         if jobs == 1:
-            yield from held(options, questions, recipes, edits, folder)
+            yield from held(options, questions, recipes, edits, folder, baselines)
             return
         shares = [(edits[job::jobs], f"{folder}/{job}") for job in range(jobs)]
         with Progress(total=len(edits), unit="edits") as progress:
@@ -112,6 +123,7 @@ def held(
     recipes: Mapping[str, DictConfig],
     edits: Sequence[Edit],
     folder: Path | str,
+    baselines: Path | None = None,
 ) -> Iterator[Trial]:
     """Yield the trial of each edit; inversions that several methods and edits need are kept in `folder`."""
     judges, cache = questions.load_judges(device_of(options.device)), InversionCache(folder)
@@ -124,12 +136,17 @@ def held(
             size = next(iter(methods.values())).size[0]
             cases = questions.cases(edit, options.split, options.images or IMAGES, size=size)
             trial = Trial(questions, tuple(methods), options.split, cases, settings=settings)
-            hold(trial, methods | others, judges, options, cache)
+            hold(trial, methods | others, judges, options, cache, baselines)
             yield trial
 
 
 def hold(
-    trial: Trial, entrants: Mapping[str, Loaded | None], judges: Any, options: EvaluateOptions, cache: InversionCache
+    trial: Trial,
+    entrants: Mapping[str, Loaded | None],
+    judges: Any,
+    options: EvaluateOptions,
+    cache: InversionCache,
+    baselines: Path | None = None,
 ) -> None:
     """Let every entrant (None: no edit at all) make the edit, judge what they made, and enter it all into the trial."""
     cases, device = trial.cases, device_of(options.device)
@@ -141,7 +158,9 @@ def hold(
                 outcome = contest.no_edit(cases)
             else:
                 knobs: dict[str, Any] = {"batch_size": loaded.batch_size, "steps": options.steps, "seed": options.seed}
-                outcome = contest.run(loaded.editor, cases, **knobs, cache=cache, tick=progress.advance)
+                make = partial(contest.run, loaded.editor, cases, **knobs, cache=cache, tick=progress.advance)
+                kept = None if name in trial.methods else baselines
+                outcome = make() if kept is None else kept_or(kept, loaded, cases, {"name": name, **knobs}, make)
             trial.training[name] = None if loaded is None else loaded.training_seconds
             trial.enter(name, outcome, judges, device)
     trial.close(judges)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +18,11 @@ from editkit.app.entrants import asked_of, check_baselines, composed, load_metho
 from editkit.app.evaluate import conditions, results_of, trials_of
 from editkit.app.markdown import check_marks, insert
 from editkit.app.options import EvaluateOptions
+from editkit.app.outcomes import lasting
 from editkit.app.progress import remark
 from editkit.app.questions import Questions
 from editkit.app.questions.base import Edit
 from editkit.app.standings import markdown_table, standing, terminal_table
-from editkit.app.trial import plain
 from editkit.data.files import check_writable
 from editkit.errors import UserError
 
@@ -50,7 +50,8 @@ class Member:
 def evaluate_family(options: EvaluateOptions) -> int:
     """Run the command; return 0 if all methods of the family are in the table, 1 if some are not, which are named at the end.
 
-    Each method is evaluated into a folder of its own, unless the same results lie there; then come metrics.json, table.md,
+    Each method is evaluated into a folder of its own, unless the same results lie there; what baselines made is kept for the
+    methods after it, in the folder baselines. Then come metrics.json, table.md,
     report.html and sheet.png of them all.
 
     Raises:
@@ -125,7 +126,7 @@ def kept(member: Member) -> dict[str, Any] | None:
     except (OSError, ValueError, LookupError, TypeError):
         return None
     wanted = {"evaluate": member.questions.name, **conditions(member.options)}
-    same = {key: found.get(key) for key in wanted} == wanted and _lasting(settings) == _lasting(plain(loaded.provenance))
+    same = {key: found.get(key) for key in wanted} == wanted and lasting(settings) == lasting(loaded.provenance)
     whole = len(found["edits"]) == 1 and (member.folder / family_files.STRIP).exists()
     return found if same and whole else None
 
@@ -134,13 +135,9 @@ def made(member: Member) -> dict[str, Any]:
     """Evaluate a method into its folder and return the results."""
     remark(f"{member.name}: {member.questions.name}, {member.edit.name}")
     check_writable(member.folder)
-    [trial] = trials_of(member.options, member.questions, {member.name: member.cfg}, [member.edit])
+    asked = member.options, member.questions, {member.name: member.cfg}, [member.edit]
+    [trial] = trials_of(*asked, baselines=member.folder.parent / "baselines")
     results = results_of(member.options, [trial])
     family_files.save_pictures(member.folder, trial)
     verdict.write(member.folder, results, [trial])
     return results
-
-
-def _lasting(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a method ran with, without the versions of the programs."""
-    return {key: value for key, value in settings.items() if key != "versions"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from diffusers import UNet2DModel
@@ -20,6 +20,65 @@ from editkit.errors import UsageError, UserError
 from editkit.networks.semantic_encoder import SemanticEncoder
 from editkit.networks.two_conditions import TwoConditions, add_second_condition, zero
 from editkit.types import Condition, EditRequest, Levels, Prediction
+
+
+class StartedEncoder(FeatureNet):
+    """A semantic encoder by itself, which a diffusion autoencoder can start with.
+
+    Args:
+        sample_size, encoder_channels, code, blocks, attended, groups: see `DiffusionAutoencoder`.
+    """
+
+    kind = "semantic-encoder"
+
+    def __init__(
+        self,
+        *,
+        sample_size: int,
+        encoder_channels: Sequence[int],
+        code: int,
+        blocks: int = 2,
+        attended: Sequence[int] = (16,),
+        groups: int = 32,
+    ) -> None:
+        levels = {"encoder_channels": list(encoder_channels), "attended": list(attended)}
+        super().__init__(sample_size=sample_size, code=code, blocks=blocks, groups=groups, **levels)
+        self.encoder = SemanticEncoder(encoder_channels, code, size=sample_size, blocks=blocks, attended=attended, groups=groups)
+
+    @property
+    def width(self) -> int:
+        """Return how many numbers an image becomes."""
+        return int(self.config["code"])
+
+    def heads(self) -> list[nn.Conv2d]:
+        """Return the last layers, which each put out a code; the codes lie side by side in their order."""
+        return [last_layer(self.encoder.out)]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return codes (B, width) of images (B, 3, H, W) in [-1, 1]."""
+        return self.encoder(images)
+
+    @torch.no_grad()
+    def whitened(self, images: Tensor, ridge: float) -> StartedEncoder:
+        """Make each code white over images (N, 3, H, W), by its last layer, and return the encoder.
+
+        Args:
+            ridge: added to the variance of every direction, as a share of their mean.
+        """
+        heads = self.heads()
+        found = torch.cat([self(part.to(heads[0].weight.device)) for part in images.split(64)]).double()
+        for last, codes in zip(heads, found.chunk(len(heads), 1), strict=True):
+            variances, axes = torch.linalg.eigh(torch.cov(codes.T).cpu())
+            white = (axes / (variances.clamp(min=0) + ridge * variances.mean()).sqrt()) @ axes.T
+            white = white.to(last.weight.device)
+            last.bias.copy_(white @ (last.bias.double() - codes.mean(0)))
+            last.weight.copy_((white @ last.weight[:, :, 0, 0].double())[:, :, None, None])
+        return self
+
+
+def last_layer(head: nn.Sequential) -> nn.Conv2d:
+    """Return the convolution of what reads a code off features."""
+    return next(layer for layer in head if isinstance(layer, nn.Conv2d))
 
 
 class DiffusionAutoencoder(FeatureNet):
@@ -41,6 +100,7 @@ class DiffusionAutoencoder(FeatureNet):
     """
 
     kind = "diffae"
+    started: ClassVar[type[StartedEncoder]] = StartedEncoder  # what its encoder may start with
 
     def __init__(
         self,
@@ -81,50 +141,6 @@ class DiffusionAutoencoder(FeatureNet):
         }
         self.unet = add_second_condition(UNet2DModel(**(published if unet is None else unet)), code)
         self.encoder = SemanticEncoder(encoder_channels, code, size=sample_size, blocks=blocks, attended=attended, groups=groups)
-
-
-class StartedEncoder(FeatureNet):
-    """A semantic encoder by itself, which a diffusion autoencoder can start with.
-
-    Args:
-        sample_size, encoder_channels, code, blocks, attended, groups: see `DiffusionAutoencoder`.
-    """
-
-    kind = "semantic-encoder"
-
-    def __init__(
-        self,
-        *,
-        sample_size: int,
-        encoder_channels: Sequence[int],
-        code: int,
-        blocks: int = 2,
-        attended: Sequence[int] = (16,),
-        groups: int = 32,
-    ) -> None:
-        levels = {"encoder_channels": list(encoder_channels), "attended": list(attended)}
-        super().__init__(sample_size=sample_size, code=code, blocks=blocks, groups=groups, **levels)
-        self.encoder = SemanticEncoder(encoder_channels, code, size=sample_size, blocks=blocks, attended=attended, groups=groups)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return codes (B, code) of images (B, 3, H, W) in [-1, 1]."""
-        return self.encoder(images)
-
-    @torch.no_grad()
-    def whitened(self, images: Tensor, ridge: float) -> StartedEncoder:
-        """Make codes white over images (N, 3, H, W), by the encoder's last layer, and return it.
-
-        Args:
-            ridge: added to the variance of every direction, as a share of their mean.
-        """
-        last = next(layer for layer in self.encoder.out if isinstance(layer, nn.Conv2d))
-        codes = torch.cat([self(part.to(last.weight.device)) for part in images.split(64)]).double()
-        variances, axes = torch.linalg.eigh(torch.cov(codes.T).cpu())
-        white = (axes / (variances.clamp(min=0) + ridge * variances.mean()).sqrt()) @ axes.T
-        white = white.to(last.weight.device)
-        last.bias.copy_(white @ (last.bias.double() - codes.mean(0)))
-        last.weight.copy_((white @ last.weight[:, :, 0, 0].double())[:, :, None, None])
-        return self
 
 
 class DiffAEBackbone(PixelBackbone):
@@ -225,18 +241,24 @@ def begun(kind: type[Net], path: str | Path, **network: Any) -> Net:
     return net
 
 
-def take_encoder(net: DiffusionAutoencoder, path: str | Path) -> None:
-    """Let a network that is to be trained start with the encoder of a folder of `StartedEncoder`.
+def take_encoder(net: DiffusionAutoencoder, path: str | Path, begun: str | None) -> None:
+    """Let a network that is to be trained start with the encoder of a folder of its `started`.
+
+    Args:
+        begun: what the rest of the network started from, if anything.
 
     Raises:
         UserError: something else in the folder.
-        UsageError: an encoder of other arguments.
+        UsageError: an encoder of other arguments, or a network that began with one already.
     """
-    start = StartedEncoder.load(path)
+    if begun is not None and any(holds(begun, kind) for kind in (DiffusionAutoencoder, type(net))):
+        raise UsageError(f"{begun} has an encoder already: to go on with it set method.encoder_from=null")
+    start = net.started.load(path)
+    asked = {"levels": len(net.config["channels"]), **net.config}
     for name, own in start.config.items():
-        if own != net.config[name]:
+        if own != asked[name]:
             value = str(own).replace(" ", "")
-            wanted = net.config[name]
+            wanted = asked[name]
             raise UsageError(f"the encoder of {path} has {name}={value}, not {wanted}: set method.network.{name}={value}")
     net.encoder.load_state_dict(start.encoder.state_dict())
 

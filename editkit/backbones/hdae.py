@@ -13,12 +13,40 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from editkit.backbones.assets import resolve
-from editkit.backbones.diffae import DiffAEBackbone, DiffusionAutoencoder, begun
+from editkit.backbones.diffae import DiffAEBackbone, DiffusionAutoencoder, StartedEncoder, begun, last_layer
 from editkit.backbones.unet import dtype_of
 from editkit.errors import UsageError
 from editkit.networks.level_encoder import VARIANTS, LevelEncoder
 from editkit.networks.two_conditions import TwoConditions
 from editkit.types import Condition
+
+
+class StartedLevels(StartedEncoder):
+    """A `LevelEncoder` by itself, which a hierarchical autoencoder can start with.
+
+    Args:
+        levels: how many codes.
+        variant: see `LevelEncoder`.
+        network: further arguments of `StartedEncoder`.
+    """
+
+    kind = "level-encoder"
+
+    def __init__(self, *, levels: int, variant: str = "U", **network: Any) -> None:
+        super().__init__(**network)
+        own = self.config
+        sizes = {"size": own["sample_size"], "blocks": own["blocks"], "attended": own["attended"], "groups": own["groups"]}
+        self.encoder = LevelEncoder(own["encoder_channels"], own["code"], levels=levels, variant=variant, **sizes)
+        self.config = {**own, "levels": levels, "variant": variant}
+
+    @property
+    def width(self) -> int:
+        """Return how many numbers an image becomes, all codes together."""
+        return int(self.config["code"] * self.config["levels"])
+
+    def heads(self) -> list[nn.Conv2d]:
+        """Return the last layers, which each put out a level's code."""
+        return [last_layer(self.encoder.out), *map(last_layer, self.encoder.heads)]
 
 
 class HierarchicalAutoencoder(DiffusionAutoencoder):
@@ -35,6 +63,7 @@ class HierarchicalAutoencoder(DiffusionAutoencoder):
     """
 
     kind = "hdae"
+    started = StartedLevels
 
     def __init__(self, *, variant: str = "U", gated: bool = False, **network: Any) -> None:
         super().__init__(**network)

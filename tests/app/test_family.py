@@ -166,6 +166,19 @@ def test_bold_is_above_all_baselines_and_the_note_says_who_is_not(stage, tmp_pat
     assert "| **told** |" in text and "| **turned** |" in text and "Not above" not in text
 
 
+def test_methods_that_are_asked_the_same_share_their_baselines(stage, tmp_path, monkeypatch):
+    monkeypatch.setitem(TASK, "turned", "faces")
+    asked = {"baselines": ["no-edit", "reconstruction"]}
+    run(tmp_path / "both", **asked)
+    assert [name for name, _ in stage.edited] == ["told", "reconstruction", "turned"]
+    shared = table(tmp_path / "both")["methods"]
+    assert shared["told"]["best_baseline"] == shared["turned"]["best_baseline"]
+    stage.edited.clear()
+    stage.cards["reconstruction"]["steps"] = 9
+    run(tmp_path / "both", seed=1, **asked)
+    assert [name for name, _ in stage.edited] == ["told", "reconstruction", "turned"], "of other settings they are made anew"
+
+
 def test_without_baselines_nothing_is_bold(stage, tmp_path):
     run(tmp_path, baselines=["none"])
     assert table(tmp_path)["methods"]["told"]["best_baseline"] is None

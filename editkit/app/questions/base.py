@@ -114,6 +114,7 @@ class Questions(ABC):
         compared: figures whose differences from the baselines get an interval.
         baselines: names of recipes, `NO_EDIT` among them.
         equipped: baselines that do not take the method's backbone, each with overrides of its recipe, which say what they take.
+        plain: overrides for baselines beside a method whose own backbone is no plain diffusion model; none: it has to do.
         typical: the edit that stands for all of them where a method gets one row.
         target_models: whether backbones know what is wanted and nothing else, so that SDEdit needs no text.
         tradeoffs: pairs of figures (x, y) whose curves a sweep draws.
@@ -129,6 +130,7 @@ class Questions(ABC):
     baselines: ClassVar[tuple[str, ...]]
     typical: ClassVar[str]
     equipped: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType({})
+    plain: ClassVar[tuple[str, ...]] = ()
     target_models: ClassVar[bool] = False
     tradeoffs: ClassVar[tuple[tuple[str, str], ...]] = (("preservation", "success"),)
 

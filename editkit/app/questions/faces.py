@@ -32,6 +32,7 @@ class Faces(Questions):
     shown = ("success", "preservation", "score", "psnr_inside", "psnr_outside", "clip_direction", "identity")
     compared = ("score", "success", "preservation", "psnr_inside", "psnr_outside")
     baselines = (NO_EDIT, "reconstruction", "clip-guided", "sdedit")
+    plain = ("backbone=toy_faces",)
     typical = "smiling"
 
     def edits(self) -> Mapping[str, Edit]:

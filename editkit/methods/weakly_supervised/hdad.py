@@ -11,22 +11,35 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from editkit.backbones.base import Backbone
-from editkit.backbones.diffae import DiffAEBackbone
-from editkit.backbones.hdae import HDAEBackbone, HierarchicalAutoencoder, begin_hdae, warm_hdae
+from editkit.backbones.diffae import DiffAEBackbone, take_encoder
+from editkit.backbones.hdae import HDAEBackbone, HierarchicalAutoencoder, StartedLevels, begin_hdae, warm_hdae
 from editkit.backbones.semantic_codes import AttributeClassifier
 from editkit.errors import UsageError, suggestion
 from editkit.training.autoencoder_training import AutoencoderTraining
 from editkit.training.code_editing import CodeEditing
 from editkit.training.code_editor import CodeEditor
+from editkit.training.encoder_start import EncoderStart as OneCodeStart
+from editkit.training.encoder_start import LevelDrawing
 from editkit.training.folder import network_arguments
 from editkit.training.method import OptimizerFactory, SchedulerFactory
 from editkit.training.over_codes import Classifier as OverCodesClassifier
 from editkit.training.over_codes import Prior as OverCodesPrior
 
-__all__ = ["HDAE", "Autoencoder", "Classifier", "HDAEEditor", "Prior"]
+__all__ = ["HDAE", "Autoencoder", "Classifier", "EncoderStart", "HDAEEditor", "Prior"]
+
+
+class EncoderStart(OneCodeStart):
+    """Train an encoder of levels before any decoder reads it; each code is drawn from at its own side, and made white."""
+
+    started = StartedLevels
+
+    def reader(self) -> nn.Module:
+        """Return the network that draws pictures from codes in one pass."""
+        own = self.start.config
+        return LevelDrawing(own["sample_size"], own["code"], own["levels"])
 
 
 class Autoencoder(AutoencoderTraining):
@@ -36,11 +49,12 @@ class Autoencoder(AutoencoderTraining):
         network: arguments of `HierarchicalAutoencoder`; with `init_from` those of `begin_hdae`; not read with `warm_from`.
         init_from: pixel model to start from, or a trained HDAE to go on with.
         warm_from: diffusion autoencoder to start from.
+        encoder_from: export of `EncoderStart` whose encoder it starts with; None starts it as published.
         variant: of the encoder, "E" or "U".
-        flipped, sample_steps: see `AutoencoderTraining`.
+        flipped, sample_steps, encoder_rate: see `AutoencoderTraining`.
 
     Raises:
-        UsageError: two networks to start from.
+        UsageError: two networks or two encoders to start from, or an encoder of another shape.
     """
 
     def __init__(
@@ -49,9 +63,11 @@ class Autoencoder(AutoencoderTraining):
         network: Mapping[str, Any] | None = None,
         init_from: str | None = None,
         warm_from: str | None = None,
+        encoder_from: str | None = None,
         variant: str = "U",
         flipped: float = 0.5,
         sample_steps: int = 20,
+        encoder_rate: float = 1.0,
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
     ) -> None:
@@ -64,7 +80,9 @@ class Autoencoder(AutoencoderTraining):
             net = begin_hdae(init_from, variant=variant, **arguments)
         else:
             net = HierarchicalAutoencoder(variant=variant, **arguments)
-        super().__init__(HDAEBackbone(net), flipped, sample_steps, optimizer=optimizer, scheduler=scheduler)
+        if encoder_from is not None:
+            take_encoder(net, encoder_from, warm_from or init_from)
+        super().__init__(HDAEBackbone(net), flipped, sample_steps, encoder_rate, optimizer=optimizer, scheduler=scheduler)
 
 
 class Classifier(OverCodesClassifier):

@@ -6,8 +6,8 @@ attributes among them; `EncoderStart` is one of ours before them, for short trai
 
 from editkit.methods.weakly_supervised.diffae.autoencoder import Autoencoder
 from editkit.methods.weakly_supervised.diffae.editor import DiffAEEditor
-from editkit.methods.weakly_supervised.diffae.encoder import EncoderStart
 from editkit.methods.weakly_supervised.diffae.method import DiffAE
+from editkit.training.encoder_start import EncoderStart
 from editkit.training.over_codes import Classifier, Prior
 
 __all__ = ["Autoencoder", "Classifier", "DiffAE", "DiffAEEditor", "EncoderStart", "Prior"]

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from editkit.backbones.diffae import DiffAEBackbone, DiffusionAutoencoder, begin_diffae, take_encoder
-from editkit.backbones.features import holds
-from editkit.errors import UsageError
 from editkit.training.autoencoder_training import AutoencoderTraining
 from editkit.training.folder import network_arguments
 from editkit.training.method import OptimizerFactory, SchedulerFactory
@@ -42,7 +40,5 @@ class Autoencoder(AutoencoderTraining):
         arguments = network_arguments(network)
         net = DiffusionAutoencoder(**arguments) if init_from is None else begin_diffae(init_from, **arguments)
         if encoder_from is not None:
-            if init_from is not None and holds(init_from, DiffusionAutoencoder):
-                raise UsageError(f"{init_from} has an encoder already: to go on with it set method.encoder_from=null")
-            take_encoder(net, encoder_from)
+            take_encoder(net, encoder_from, init_from)
         super().__init__(DiffAEBackbone(net), flipped, sample_steps, encoder_rate, optimizer=optimizer, scheduler=scheduler)

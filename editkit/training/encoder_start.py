@@ -1,4 +1,4 @@
-"""A stage before the first, which is ours: an encoder whose codes say what a picture shows before any decoder reads them.
+"""A stage before a diffusion autoencoder's first, which is ours: codes say what a picture shows before any decoder reads them.
 
 A diffusion autoencoder that starts with random codes learns to ignore them, and needs millions of pictures to learn otherwise:
 decoder and encoder wait for each other. Where there is no time for that, the encoder learns first, beside a small network that
@@ -8,6 +8,7 @@ draws pictures from codes in one pass, and its codes are aligned with CLIP's (in
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,12 @@ DRAWN_FROM = 8  # side of the drawing's first map
 
 
 class EncoderStart(FolderMethod):
-    """Train a semantic encoder as an ordinary autoencoder's; its export is a folder that `Autoencoder.encoder_from` takes.
+    """Train a semantic encoder as an ordinary autoencoder's; its export is a folder that the autoencoder's `encoder_from` takes.
 
     The codes of the export are white: of mean zero, and uncorrelated with a deviation of one, as far as they say anything.
 
     Args:
-        network: arguments of `StartedEncoder`.
+        network: arguments of `started`.
         clip: folder of the CLIP whose image embeddings the codes are to predict.
         edges: weight of the error of neighbouring pixels' differences, which small parts show in.
         align: weight of one minus the cosine with CLIP's embeddings.
@@ -41,6 +42,8 @@ class EncoderStart(FolderMethod):
     Raises:
         UsageError: a negative weight.
     """
+
+    started: type[StartedEncoder] = StartedEncoder
 
     def __init__(
         self,
@@ -56,18 +59,21 @@ class EncoderStart(FolderMethod):
         for name, weight in {"edges": edges, "align": align}.items():
             if weight < 0:
                 raise UsageError(f"method.{name}={weight} is negative; give a weight of 0 or more")
-        self.start = StartedEncoder(**network_arguments(network)).train().requires_grad_(True)
+        self.start = self.started(**network_arguments(network)).train().requires_grad_(True)
         self.clip_path, self.edges, self.align = clip, edges, align
-        size, code = self.start.config["sample_size"], self.start.config["code"]
-        self.scaled = nn.BatchNorm1d(code, affine=False)
-        self.drawing = drawing(size, code)
+        self.scaled = nn.BatchNorm1d(self.start.width, affine=False)
+        self.drawing = self.reader()
         self.embedding: nn.Module = nn.Identity()  # made once CLIP is there
 
     def prepare_training(self) -> None:
         """Load CLIP, and size what predicts its embeddings."""
         self.clip = load_clip(self.clip_path)
-        self.embedding = nn.Linear(self.start.config["code"], self.clip.dim)
+        self.embedding = nn.Linear(self.start.width, self.clip.dim)
         self.register_buffer("clip_mean", torch.zeros(self.clip.dim), persistent=False)
+
+    def reader(self) -> nn.Module:
+        """Return the network that draws pictures from codes in one pass."""
+        return drawing(self.start.config["sample_size"], self.start.width)
 
     def trainable(self) -> dict[str, Iterable[nn.Parameter]]:
         """Return the encoder and what reads its codes, one group."""
@@ -99,6 +105,50 @@ class EncoderStart(FolderMethod):
         """Return two random images."""
         side = self.start.config["sample_size"]
         return {"image": torch.rand(2, 3, side, side, device=self.device) * 2 - 1, "key": ["dummy/0", "dummy/1"]}
+
+
+class LevelDrawing(nn.Module):
+    """A small network from a code of each side, (B, levels code), to pictures (B, 3, size, size).
+
+    The most abstract code becomes the first map; each other one scales the channels of the maps of its own side, as codes of
+    levels do in the decoder.
+
+    Args:
+        size: of the pictures, the side of the last code.
+        code: numbers of each code.
+        levels: how many codes, each of twice the side of that before it.
+    """
+
+    def __init__(self, size: int, code: int, levels: int, width: int = 64, groups: int = 8) -> None:
+        super().__init__()
+        side = size >> (levels - 1)
+        widths = [width, *(max(32, width - 16 * n) for n in range(levels - 1))]
+        self.first = nn.Sequential(nn.Linear(code, width * side**2), nn.Unflatten(1, (width, side, side)))
+        self.stages = nn.ModuleList(DrawnLevel(*pair, code, groups) for pair in itertools.pairwise(widths))
+        self.out = nn.Sequential(nn.GroupNorm(groups, widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], 3, 3, padding=1))
+
+    def forward(self, codes: Tensor) -> Tensor:
+        first, *others = codes.chunk(len(self.stages) + 1, 1)
+        hidden = self.first(first)
+        for stage, code in zip(self.stages, others, strict=True):
+            hidden = stage(hidden, code)
+        return self.out(hidden)
+
+
+class DrawnLevel(nn.Module):
+    """Twice the side, and two convolutions whose channels a code scales."""
+
+    def __init__(self, before: int, width: int, code: int, groups: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.GroupNorm(groups, one) for one in (before, width))
+        self.convolutions = nn.ModuleList(nn.Conv2d(one, width, 3, padding=1) for one in (before, width))
+        self.scales = nn.ModuleList(nn.Linear(code, one) for one in (before, width))
+
+    def forward(self, hidden: Tensor, code: Tensor) -> Tensor:
+        hidden = F.interpolate(hidden, scale_factor=2)
+        for norm, scale, convolution in zip(self.norms, self.scales, self.convolutions, strict=True):
+            hidden = convolution(F.silu(norm(hidden) * (1 + scale(code)[:, :, None, None])))
+        return hidden
 
 
 def drawing(size: int, code: int, width: int = 64, groups: int = 8) -> nn.Sequential:
