@@ -257,9 +257,7 @@ def take_encoder(net: DiffusionAutoencoder, path: str | Path, begun: str | None)
     asked = {"levels": len(net.config["channels"]), **net.config}
     for name, own in start.config.items():
         if own != asked[name]:
-            value = str(own).replace(" ", "")
-            wanted = asked[name]
-            raise UsageError(f"the encoder of {path} has {name}={value}, not {wanted}: set method.network.{name}={value}")
+            raise UsageError(f"the encoder of {path} has {name} {own}, the autoencoder {asked[name]}: give both the same {name}")
     net.encoder.load_state_dict(start.encoder.state_dict())
 
 

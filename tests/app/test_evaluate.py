@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from editkit import recipe
 from editkit.app import contest, entrants
 from editkit.app import evaluate as command
 from editkit.app.artefacts import Weights
@@ -240,6 +241,23 @@ def test_a_real_recipe_runs_beside_its_baselines_on_its_own_backbone(monkeypatch
     assert calls == {"clip-guided": 7, "no-edit": 0, "reconstruction": 79, "sdedit": 20}
     assert entry["methods"]["reconstruction"]["seconds"] > 0
     assert entry["settings"]["clip-guided"]["backbone"] == str(backbone)
+
+
+@pytest.mark.parametrize("told_by_code", [True, False])
+def test_baselines_of_a_model_that_is_told_a_code_take_the_plain_one(monkeypatch, told_by_code):
+    taken = {}
+
+    def load(cfg, name, **where):
+        taken[name] = cfg.backbone.get("path")
+        return Loaded(name, SimpleNamespace(backbone=SimpleNamespace(condition=lambda request: None)), (64, 64), 4)
+
+    monkeypatch.setattr(entrants, "load_editor", load)
+    cfg = recipe.compose(["recipe=diffae" if told_by_code else "recipe=asyrp", "backbone.path=mine"])
+    backbone = SimpleNamespace(semantic_code=None) if told_by_code else SimpleNamespace()
+    methods = {"it": Loaded("it", SimpleNamespace(backbone=backbone), (64, 64), 4)}
+    found = entrants.load_baselines(EvaluateOptions(), Faces(), cfg, methods, find_edit("smiling"))
+    assert list(found) == ["no-edit", "reconstruction", "clip-guided"], "SDEdit is not told what is wanted"
+    assert set(taken.values()) == {"editkit:faces-ddpm" if told_by_code else "mine"}
 
 
 def test_a_file_without_marks_is_refused_before_any_edit(stand_ins, tmp_path):

@@ -104,7 +104,7 @@ def test_schedules_keep_the_ratio():
 def test_mistakes_take_a_line(started, assets, tmp_path):
     started.save(tmp_path / "start")
     other = {**SHAPE, **DECODER, "code": 10}
-    with pytest.raises(UsageError, match="has code=12, not 10: set method.network.code=12"):
+    with pytest.raises(UsageError, match="has code 12, the autoencoder 10: give both the same code"):
         Autoencoder(network=other, encoder_from=str(tmp_path / "start"))
     own = json.loads((assets / "diffae" / "config.json").read_text())
     kept = {name: own[name] for name in ("code", "encoder_channels")}
