@@ -76,7 +76,8 @@ def chosen_edits(options: EvaluateOptions, questions: Questions, recipes: Mappin
         return list({edit.name: edit for edit in map(questions.find, options.edits)}.values())
     weights = weights_of(options, list(recipes))
     folders = {name: assets_folder(str(cfg.method.get("_target_", ""))) for name, cfg in recipes.items()}
-    return questions.usual({name: (folder, weights[name]) for name, folder in folders.items()})
+    parts = {name: () if cfg.get("stages") else weights[name] for name, cfg in recipes.items()}  # stages are for any edit
+    return questions.usual({name: (folder, parts[name]) for name, folder in folders.items()})
 
 
 def check_baselines(options: EvaluateOptions, questions: Questions) -> None:

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from editkit.app.artefacts import Weights, check_backbone, choose
 from editkit.app.device import device_of, dtype_of
 from editkit.app.options import RecipeOptions
+from editkit.app.stage_weights import stage_seconds, with_stages
 from editkit.backbones.assets import PREFIX, bundled
 from editkit.engine.precision import Precision
 from editkit.errors import UsageError, UserError
@@ -100,13 +101,15 @@ def load_editor(
 
     Args:
         cfg: from `compose_for`.
-        weights: see `editkit.app.artefacts.choose`.
+        weights: see `editkit.app.artefacts.choose`; of a recipe with stages the folder of its training.
         prompt: chooses a trained part where the method has one per text.
 
     Raises:
         UserError: no trained parts for this prompt or backbone, or parts that do not fit.
     """
     folder = assets_folder(str(cfg.method.get("_target_", "")))
+    if weights and cfg.get("stages"):
+        cfg, weights = with_stages(cfg, name, weights), ()
     if weights:
         chosen = choose(folder, weights, prompt=prompt)  # a mistake here shows before anything large is read
     check_stages(cfg, name)
@@ -145,7 +148,7 @@ def load_editor(
         _news(chosen, prompt, weights),
         bool(cfg.engine.batch_invariant),
         bool(cfg.engine.compile),
-        training_seconds(chosen),
+        training_seconds(chosen) if chosen else stage_seconds(cfg),
     )
 
 

@@ -59,6 +59,7 @@ class AutoencoderTraining(FolderMethod):
         self.denoiser = denoiser
         self.flipped, self.sample_steps = check_share("flipped", flipped), sample_steps
         self.preview: list[EditRequest] = []
+        self.earlier_seconds = 0.0  # of the training of what it begins with
 
     def trainable(self) -> dict[str, Iterable[nn.Parameter]]:
         """Return the UNet and the encoder, one group."""
@@ -89,6 +90,10 @@ class AutoencoderTraining(FolderMethod):
     def save(self, folder: Path) -> None:
         """Write config.json and model.safetensors."""
         self.denoiser.save(folder)
+
+    def card(self) -> dict[str, Any]:
+        """Return what the export says about itself, with the seconds that its encoder had learned before."""
+        return {**super().card(), "earlier_seconds": self.earlier_seconds}
 
     def dummy_batch(self) -> dict[str, Any]:
         """Return two random images."""

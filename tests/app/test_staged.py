@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from editkit import recipe
 from editkit.app import staged, train
 from editkit.app.loaded import check_stages, load_editor
 from editkit.app.options import TrainOptions
+from editkit.app.stage_weights import stage_seconds, with_stages
 from editkit.app.submit import train_job
 from editkit.app.submit_options import SubmitTrain
 from editkit.errors import UsageError, UserError
@@ -103,3 +106,42 @@ def test_an_edit_without_the_weights_of_a_stage_says_what_trains_them():
 def test_an_edit_may_lack_what_only_other_stages_make():
     """A backbone of one's own is enough to mix by references, whatever is bundled of the rest."""
     check_stages(recipe.compose(["recipe=diffae", "backbone.path=mine", "method.latent=editkit:not-there"]), "diffae")
+
+
+# The folder of a training as weights
+
+
+def stage_folders(folder, seconds):
+    for name, taken in seconds.items():
+        export = folder / name / "export"
+        export.mkdir(parents=True)
+        (export / "card.json").write_text(json.dumps({} if taken is None else {"training_seconds": taken}))
+    return folder
+
+
+def test_the_folder_of_a_training_is_weights(tmp_path):
+    folder = stage_folders(tmp_path / "run", {"encoder": 3, "autoencoder": 10, "classifier": 5})
+    cfg = recipe.compose(["recipe=diffae"])
+    given = with_stages(cfg, "diffae", [str(folder)])
+    assert given.backbone.path == str(folder / "autoencoder" / "export")
+    assert given.method.classifier == str(folder / "classifier" / "export")
+    assert given.method.latent is None and "encoder_from" not in given.method, "what is not there, or not for an edit, is left"
+    assert cfg.backbone.path == "editkit:toy-diffae", "the configuration itself too"
+    assert stage_seconds(given) == 15
+    (folder / "autoencoder" / "export" / "card.json").write_text('{"training_seconds": 10, "earlier_seconds": 3}')
+    assert stage_seconds(given) == 18, "with what it began with"
+    (folder / "classifier" / "export" / "card.json").write_text("{}")
+    assert stage_seconds(given) is None, "nobody knows"
+
+
+def test_a_folder_that_is_none_takes_a_line(tmp_path):
+    cfg = recipe.compose(["recipe=diffae"])
+    with pytest.raises(UserError, match=r"holds no trained stage of diffae \(encoder, autoencoder, latent, classifier\)"):
+        load_editor(cfg, "diffae", weights=[str(tmp_path)])
+    with pytest.raises(UsageError, match="takes the folder of one training.*leave out the others"):
+        load_editor(cfg, "diffae", weights=["a", "b"])
+
+
+def test_bundled_stages_say_how_long_they_took():
+    assert stage_seconds(recipe.compose(["recipe=diffae"])) > 3000
+    assert stage_seconds(recipe.compose(["recipe=asyrp"])) is None
