@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from editkit import recipe
@@ -312,7 +313,7 @@ def test_the_edits_are_those_that_any_of_the_methods_would_choose(monkeypatch):
     monkeypatch.setattr(base, "bundled", parts.get)
 
     def chosen(*folders, edits=()):
-        recipes = {name: SimpleNamespace(method={"_target_": name}) for name in folders}
+        recipes = {name: OmegaConf.create({"method": {"_target_": name}}) for name in folders}
         return [edit.name for edit in entrants.chosen_edits(EvaluateOptions(edits=list(edits)), Faces(), recipes)]
 
     assert chosen("one") == ["with glasses", "bald"]
