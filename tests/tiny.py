@@ -193,6 +193,8 @@ def shrink(name: str, folder: Path) -> list[str]:
     if isinstance(plain["method"].get("classifier"), str) and "method.classifier" not in changes:
         many = "hdae" in plain["backbone"]["_target_"]
         changes["method.classifier"] = folder / ("directions" if many else "classifier")
+    if "models" in plain["method"]:  # of two domains
+        changes["method.models"] = f"[{folder / 'ddpm'},{folder / 'ddpm'}]"
     sizes = {"train": 8, "validation": 8, "test": 8, "size": SIDE}
     for place, data in (("data", plain["data"]), ("data.inner", plain["data"].get("inner", {}))):
         changes |= {f"{place}.{key}": value for key, value in sizes.items() if key in data}

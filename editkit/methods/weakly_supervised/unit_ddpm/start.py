@@ -122,7 +122,7 @@ class TranslatorStart(Method):
         """Return two images of noise, of two domains, with answers."""
         images = torch.rand(2, *self.shape, device=self.device) * 2 - 1
         keys = ["dummy/0", "dummy/1"]
-        self.answers |= dict(zip(keys, images.cpu(), strict=True))
+        self.answers |= dict(zip(keys, -images.cpu(), strict=True))
         return {"image": images, "domain": [0, 1], "key": keys}
 
     def _levels(self, model: PixelBackbone) -> Any:
