@@ -50,9 +50,8 @@ class Member:
 def evaluate_family(options: EvaluateOptions) -> int:
     """Run the command; return 0 if all methods of the family are in the table, 1 if some are not, which are named at the end.
 
-    Each method is evaluated into a folder of its own, unless the same results lie there; what baselines made is kept for the
-    methods after it, in the folder baselines. Then come metrics.json, table.md,
-    report.html and sheet.png of them all.
+    Each method is evaluated into a folder of its own, unless the same results lie there; what baselines made is kept in the
+    folder baselines for the methods after it. Then come metrics.json, table.md, report.html and sheet.png of them all.
 
     Raises:
         UserError: no such family, weights for a method that is not of it, a folder that cannot be written.

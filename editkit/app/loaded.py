@@ -15,7 +15,7 @@ from editkit.app.artefacts import Weights, check_backbone, choose
 from editkit.app.device import device_of, dtype_of
 from editkit.app.options import RecipeOptions
 from editkit.app.stage_weights import stage_seconds, with_stages
-from editkit.backbones.assets import PREFIX, bundled
+from editkit.backbones.assets import PREFIX, bundled, card_of
 from editkit.engine.precision import Precision
 from editkit.errors import UsageError, UserError
 from editkit.recipe import build, choices, compose
@@ -129,7 +129,6 @@ def load_editor(
     _accelerate(backbone.to(dtype=dtype_of(dtype, place)), cfg)
     editor = _editor(method, chosen, name)
     height, width = image_size(backbone)
-    versions = {"editkit": _version("editkit"), "torch": _version("torch"), "diffusers": _version("diffusers")}
     return Loaded(
         name,
         editor,
@@ -141,7 +140,7 @@ def load_editor(
             "backbone_digest": digest,
             "weights": {str(one.name or one.path.name): [file_hash(one.path), one.strength] for one in chosen},
             "config": json.loads(json.dumps(_plain(cfg), default=str)),
-            "versions": versions,
+            "versions": {package: _version(package) for package in ("editkit", "torch", "diffusers")},
         },
         tuple(one for one in chosen if one.target),
         reconstruction_psnr(cfg),
@@ -190,14 +189,9 @@ def assets_folder(target: str) -> str:
 
 def reconstruction_psnr(cfg: DictConfig) -> float | None:
     """Return what the backbone's card says its plain DDIM reconstructions reach, in dB."""
-    from editkit.backbones.assets import resolve
-
-    try:
-        card = json.loads((resolve(str(cfg.backbone.path)) / "card.json").read_text(encoding="utf-8"))
-        figure = (card.get("figures") or card)["reconstruction_psnr"]
-    except (OSError, UserError, KeyError, TypeError, ValueError, AttributeError):
-        return None  # not every backbone has a card
-    return float(figure)
+    card = card_of(str(cfg.backbone.get("path")))
+    figure = (card.get("figures") or card).get("reconstruction_psnr")
+    return None if figure is None else float(figure)  # not every backbone has a card
 
 
 def file_hash(path: Path) -> str:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from editkit.app.contest import Outcome
 from editkit.app.loaded import Loaded
 from editkit.app.questions.base import Cases
 from editkit.app.trial import plain
+from editkit.engine.atomic import write_bytes
 
 RETURNED = "returned"
 
@@ -59,10 +59,8 @@ def _read(path: Path) -> Outcome | None:
 def _write(path: Path, outcome: Outcome) -> None:
     pictures = dict(outcome.variants) if outcome.returned is None else {**outcome.variants, RETURNED: outcome.returned}
     costs = {"variants": list(outcome.variants), "seconds": outcome.seconds, "calls": outcome.calls}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_suffix(f".{os.getpid()}")
-    save_file({name: _bytes(images) for name, images in pictures.items()}, half, metadata={"costs": json.dumps(costs)})
-    half.replace(path)
+    tensors = {name: _bytes(images) for name, images in pictures.items()}
+    write_bytes(path, save(tensors, metadata={"costs": json.dumps(costs)}))
 
 
 def _bytes(images: Tensor) -> Tensor:

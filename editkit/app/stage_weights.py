@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
-from editkit.backbones.assets import resolve
+from editkit.backbones.assets import card_of
 from editkit.errors import UsageError, UserError
 from editkit.training.rundir import RunDir
 
@@ -52,8 +51,5 @@ def stage_seconds(cfg: DictConfig) -> float | None:
 
 
 def _seconds(path: str) -> float | None:
-    try:
-        card = json.loads((resolve(path) / "card.json").read_text(encoding="utf-8"))
-        return float(card["training_seconds"]) + float(card.get("earlier_seconds", 0))
-    except (OSError, UserError, ValueError, LookupError, TypeError):
-        return None
+    card = card_of(path)
+    return float(card["training_seconds"]) + float(card.get("earlier_seconds", 0)) if "training_seconds" in card else None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from contextvars import ContextVar
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from editkit.backbones.registry import HUB_FILES, Entry, File, original, provider
 from editkit.errors import UserError, suggestion
@@ -25,6 +27,15 @@ def bundled() -> list[str]:
         if root.is_dir()
         else []
     )
+
+
+def card_of(path: str | Path) -> dict[str, Any]:
+    """Return what the card.json beside some weights says; nothing without such weights, or a card that can be read."""
+    try:
+        card = json.loads((resolve(path) / "card.json").read_text(encoding="utf-8"))
+    except (OSError, UserError, ValueError):
+        return {}
+    return card if isinstance(card, dict) else {}
 
 
 def resolve(path: str | Path, *, download: bool = False, revision: str | None = None) -> Path:

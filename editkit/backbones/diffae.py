@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -260,14 +259,6 @@ def take_encoder(net: DiffusionAutoencoder, path: str | Path, begun: str | None)
         if own != asked[name]:
             raise UsageError(f"the encoder of {path} has {name} {own}, the autoencoder {asked[name]}: give both the same {name}")
     net.encoder.load_state_dict(start.encoder.state_dict())
-
-
-def trained_seconds(path: str | Path) -> float:
-    """Return the seconds of training that the card beside a saved network tells; 0 without such a card."""
-    try:
-        return float(json.loads((resolve(path) / "card.json").read_text(encoding="utf-8"))["training_seconds"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return 0.0
 
 
 def gone_on(net: Net, path: str | Path, network: Mapping[str, Any]) -> Net:

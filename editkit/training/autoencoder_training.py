@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from editkit.backbones.assets import card_of
 from editkit.backbones.diffae import DiffAEBackbone
 from editkit.engine.guidance import Clip
 from editkit.engine.rng import batch_noise
@@ -36,6 +37,7 @@ class AutoencoderTraining(FolderMethod):
         flipped: share of the images that are mirrored, for encoder and decoder alike.
         sample_steps: DDIM steps of the sample grids.
         encoder_rate: of the encoder, as a share of the decoder's learning rate (ours; 1 is published).
+        encoder_from: where the denoiser's encoder was trained before, for the card.
 
     Raises:
         UsageError: `flipped` is no share, or `encoder_rate` is not above 0 and up to 1.
@@ -47,6 +49,7 @@ class AutoencoderTraining(FolderMethod):
         flipped: float,
         sample_steps: int,
         encoder_rate: float = 1.0,
+        encoder_from: str | None = None,
         *,
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
@@ -59,7 +62,7 @@ class AutoencoderTraining(FolderMethod):
         self.denoiser = denoiser
         self.flipped, self.sample_steps = check_share("flipped", flipped), sample_steps
         self.preview: list[EditRequest] = []
-        self.earlier_seconds = 0.0  # of the training of what it begins with
+        self.earlier_seconds = 0.0 if encoder_from is None else float(card_of(encoder_from).get("training_seconds", 0))
 
     def trainable(self) -> dict[str, Iterable[nn.Parameter]]:
         """Return the UNet and the encoder, one group."""

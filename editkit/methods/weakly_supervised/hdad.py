@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from editkit.backbones.base import Backbone
-from editkit.backbones.diffae import DiffAEBackbone, take_encoder, trained_seconds
+from editkit.backbones.diffae import DiffAEBackbone, take_encoder
 from editkit.backbones.hdae import HDAEBackbone, HierarchicalAutoencoder, StartedLevels, begin_hdae, warm_hdae
 from editkit.backbones.semantic_codes import AttributeClassifier
 from editkit.errors import UsageError, suggestion
@@ -82,9 +82,9 @@ class Autoencoder(AutoencoderTraining):
             net = HierarchicalAutoencoder(variant=variant, **arguments)
         if encoder_from is not None:
             take_encoder(net, encoder_from, warm_from or init_from)
-        super().__init__(HDAEBackbone(net), flipped, sample_steps, encoder_rate, optimizer=optimizer, scheduler=scheduler)
-        if encoder_from is not None:
-            self.earlier_seconds = trained_seconds(encoder_from)
+        super().__init__(
+            HDAEBackbone(net), flipped, sample_steps, encoder_rate, encoder_from, optimizer=optimizer, scheduler=scheduler
+        )
 
 
 class Classifier(OverCodesClassifier):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from editkit.backbones.diffae import DiffAEBackbone, DiffusionAutoencoder, begin_diffae, take_encoder, trained_seconds
+from editkit.backbones.diffae import DiffAEBackbone, DiffusionAutoencoder, begin_diffae, take_encoder
 from editkit.training.autoencoder_training import AutoencoderTraining
 from editkit.training.folder import network_arguments
 from editkit.training.method import OptimizerFactory, SchedulerFactory
@@ -41,6 +41,6 @@ class Autoencoder(AutoencoderTraining):
         net = DiffusionAutoencoder(**arguments) if init_from is None else begin_diffae(init_from, **arguments)
         if encoder_from is not None:
             take_encoder(net, encoder_from, init_from)
-        super().__init__(DiffAEBackbone(net), flipped, sample_steps, encoder_rate, optimizer=optimizer, scheduler=scheduler)
-        if encoder_from is not None:
-            self.earlier_seconds = trained_seconds(encoder_from)
+        super().__init__(
+            DiffAEBackbone(net), flipped, sample_steps, encoder_rate, encoder_from, optimizer=optimizer, scheduler=scheduler
+        )
