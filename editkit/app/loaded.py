@@ -128,11 +128,10 @@ def load_editor(
     method.to(place := device_of(device))
     _accelerate(backbone.to(dtype=dtype_of(dtype, place)), cfg)
     editor = _editor(method, chosen, name)
-    height, width = image_size(backbone)
     return Loaded(
         name,
         editor,
-        (height, width),
+        image_size(backbone),
         int(cfg.engine.batch_size),
         {
             "method": name,
