@@ -68,12 +68,21 @@ class StartedEncoder(FeatureNet):
         heads = self.heads()
         found = torch.cat([self(part.to(heads[0].weight.device)) for part in images.split(64)]).double()
         for last, codes in zip(heads, found.chunk(len(heads), 1), strict=True):
-            variances, axes = torch.linalg.eigh(torch.cov(codes.T).cpu())
-            white = (axes / (variances.clamp(min=0) + ridge * variances.mean()).sqrt()) @ axes.T
-            white = white.to(last.weight.device)
+            white = whitening(codes, ridge)
             last.bias.copy_(white @ (last.bias.double() - codes.mean(0)))
             last.weight.copy_((white @ last.weight[:, :, 0, 0].double())[:, :, None, None])
         return self
+
+
+def whitening(vectors: Tensor, ridge: float) -> Tensor:
+    """Return the symmetric matrix (D, D) that makes vectors (N, D) uncorrelated, with a deviation of one but for the ridge.
+
+    Args:
+        ridge: added to the variance of every direction, as a share of their mean; directions of much less stay small.
+    """
+    variances, axes = torch.linalg.eigh(torch.cov(vectors.T).cpu())
+    white = (axes / (variances.clamp(min=0) + ridge * variances.mean()).sqrt()) @ axes.T
+    return white.to(vectors.device)
 
 
 def last_layer(head: nn.Sequential) -> nn.Conv2d:

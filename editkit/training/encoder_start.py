@@ -18,13 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from editkit.backbones.clip import load_clip
-from editkit.backbones.diffae import StartedEncoder
+from editkit.backbones.diffae import StartedEncoder, whitening
 from editkit.errors import UsageError
 from editkit.training.folder import FolderMethod, network_arguments
 from editkit.training.method import OptimizerFactory, SchedulerFactory
 
 WHITENED = 1024  # pictures whose codes the whitening is measured on
 RIDGE = 3e-3  # of the mean variance: directions of less say nothing and are not blown up
+CLIP_RIDGE = 0.1  # the same of CLIP's embeddings, of whose directions more are noise
 DRAWN_FROM = 8  # side of the drawing's first map
 
 
@@ -37,7 +38,7 @@ class EncoderStart(FolderMethod):
         network: arguments of `started`.
         clip: folder of the CLIP whose image embeddings the codes are to predict.
         edges: weight of the error of neighbouring pixels' differences, which small parts show in.
-        align: weight of one minus the cosine with CLIP's embeddings.
+        align: weight of one minus the cosine with CLIP's embeddings, made white.
 
     Raises:
         UsageError: a negative weight.
@@ -70,6 +71,7 @@ class EncoderStart(FolderMethod):
         self.clip = load_clip(self.clip_path)
         self.embedding = nn.Linear(self.start.width, self.clip.dim)
         self.register_buffer("clip_mean", torch.zeros(self.clip.dim), persistent=False)
+        self.register_buffer("clip_white", torch.eye(self.clip.dim), persistent=False)
 
     def reader(self) -> nn.Module:
         """Return the network that draws pictures from codes in one pass."""
@@ -81,17 +83,22 @@ class EncoderStart(FolderMethod):
 
     @torch.no_grad()
     def precompute(self, dataset: Any) -> None:
-        """Keep the pictures that codes are whitened on, and the mean of their embeddings."""
+        """Keep the pictures that codes are whitened on, and what makes their embeddings white."""
         count = min(WHITENED, len(dataset))
         self.pictures = torch.stack([dataset[index]["image"] for index in range(count)])
-        self.clip_mean.copy_(torch.cat([self.clip.image(part.to(self.device)) for part in self.pictures.split(64)]).mean(0))
+        embeddings = torch.cat([self.clip.image(part.to(self.device)) for part in self.pictures.split(64)])
+        self.clip_mean.copy_(embeddings.mean(0))
+        self.clip_white.copy_(whitening(embeddings.double(), CLIP_RIDGE))
 
     def loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Return the errors (B,) of pixels and edges, and of the embeddings' directions around their mean."""
+        """Return the errors (B,) of pixels and edges, and of the directions of white embeddings.
+
+        White ones because the raw ones are mostly of colours: a mouth would count for next to nothing.
+        """
         images = batch["image"]
         codes = self.scaled(self.start(images))
         with torch.no_grad():
-            wanted = self.clip.image(images) - self.clip_mean
+            wanted = (self.clip.image(images) - self.clip_mean) @ self.clip_white
         cosine = F.cosine_similarity(self.embedding(codes), wanted, dim=1)
         drawn = self.drawing(codes)
         edges = sum(absolute(a, b) for a, b in zip(differences(drawn), differences(images), strict=True))

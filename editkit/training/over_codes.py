@@ -40,10 +40,10 @@ class OverCodes(FolderMethod):
         return {**super().trained_state(), **scale}
 
     @torch.no_grad()
-    def codes_of(self, dataset: Any) -> Tensor:
-        """Return the codes of all images as they are, none of them mirrored, (N, dim)."""
+    def codes_of(self, dataset: Any) -> dict[str, Tensor]:
+        """Return the code (dim,) of each image as it is, not mirrored, by its key, in the order of the keys."""
         rows = computed_once(dataset, lambda images, keys: {"code": self.backbone.semantic_code(images)})
-        return torch.stack([rows[key]["code"] for key in sorted(rows)]).to(self.device)  # whoever computed which
+        return {key: rows[key]["code"].to(self.device) for key in sorted(rows)}
 
     def measure(self, codes: Tensor) -> None:
         """Keep the mean and the unbiased standard deviation of codes (N, dim)."""
@@ -94,7 +94,7 @@ class Prior(OverCodes):
 
     def precompute(self, dataset: Any) -> None:
         """Compute all codes, and keep them normalised."""
-        codes = self.codes_of(dataset)
+        codes = torch.stack([*self.codes_of(dataset).values()])
         self.measure(codes)
         self.table = self.net.scale.normalize(codes)
 
@@ -138,31 +138,41 @@ class Classifier(OverCodes):
         super().__init__(backbone, net, optimizer=optimizer, scheduler=scheduler)
         self.claims = dict(attributes) if isinstance(attributes, Mapping) else {name: {name: None} for name in attributes}
         self.latent, self.flipped = latent, check_share("flipped", flipped)
+        self.known: dict[str, Tensor] = {}
 
     def trainable(self) -> dict[str, Iterable[nn.Parameter]]:
         """Return the linear layer."""
         return {"classifier": self.net.linear.parameters()}
 
     def precompute(self, dataset: Any) -> None:
-        """Take over or compute the codes' mean and deviation.
+        """Take over or compute the codes' mean and deviation; codes of pictures that are never mirrored are computed once.
 
         Raises:
             UsageError: pictures of which an attribute is not known.
         """
         self.targets([dataset[0]["factors"]])
+        codes = self.codes_of(dataset) if self.latent is None or not self.flipped else {}
+        if not self.flipped:
+            self.known = codes
         if self.latent is None:
-            self.measure(self.codes_of(dataset))
+            self.measure(torch.stack([*codes.values()]))
         else:
             self.net.scale.load_state_dict(LatentDDIM.load(self.latent).scale.state_dict())
 
     def updates(self, batch: Mapping[str, Any]) -> Iterator[Update]:
         """Yield the binary cross-entropy of each image, the mean over its attributes, (B,), with the share that is right."""
-        with torch.no_grad():
-            codes = self.backbone.semantic_code(mirrored(batch["image"], self.flipped))
+        codes = self.codes(batch)
         targets = self.targets(batch["factors"]).to(codes.device)
         logits = self.net(codes).float()
         error = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
         yield Update("classifier", {"attributes": error}, {"accuracy": ((logits > 0) == (targets > 0)).float().mean()})
+
+    @torch.no_grad()
+    def codes(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return the codes (B, dim) of a batch, some of whose images may be mirrored."""
+        if self.known.keys() >= set(batch["key"]):
+            return torch.stack([self.known[key] for key in batch["key"]])
+        return self.backbone.semantic_code(mirrored(batch["image"], self.flipped))
 
     def targets(self, factors: Sequence[Mapping[str, Any]]) -> Tensor:
         """Return which attributes images have, (B, K), 0 or 1.

@@ -18,16 +18,13 @@ def slower(factory: OptimizerFactory, parameters: Iterable[nn.Parameter], rate: 
     slow = {id(parameter) for parameter in parameters}
 
     def made(given: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        fast: list[nn.Parameter] = []
-        rest: list[nn.Parameter] = []
-        for parameter in given:
-            (rest if id(parameter) in slow else fast).append(parameter)
-        optimizer = factory(fast or rest)
-        if not fast:
-            for group in optimizer.param_groups:
-                group["lr"] *= rate
-        elif rest:
-            optimizer.add_param_group({"params": rest, "lr": rate * optimizer.defaults["lr"]})
+        everything = list(given)
+        fast = [parameter for parameter in everything if id(parameter) not in slow]
+        rest = [parameter for parameter in everything if id(parameter) in slow]
+        if not fast or not rest:
+            return factory(everything)
+        optimizer = factory(fast)
+        optimizer.add_param_group({"params": rest, "lr": rate * optimizer.defaults["lr"]})
         return optimizer
 
     return made

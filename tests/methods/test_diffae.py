@@ -307,11 +307,24 @@ def test_the_classifier_tells_attributes(assets, backbone):
     method = Classifier(backbone=backbone, attributes={"bright": {"bright": [1]}, "dark": {"bright": [0]}}, flipped=0.0)
     method.precompute(Pictures())
     items = [Pictures()[n] for n in range(6)]
-    batch = {"image": torch.stack([item["image"] for item in items]), "factors": [item["factors"] for item in items]}
+    batch = {name: [item[name] for item in items] for name in ("key", "factors")}
+    batch |= {"image": torch.stack([item["image"] for item in items])}
     losses = trained(method, 150, batch)
     assert losses[-1] < 0.5 * losses[0] and float(next(method.updates(batch)).report["accuracy"]) > 0.8
     with pytest.raises(UsageError, match="'smiling'.*bright"):
         Classifier(backbone=backbone, attributes=["smiling"]).precompute(Pictures())
+
+
+@pytest.mark.parametrize("flipped", [0.0, 1.0])
+def test_codes_of_pictures_that_are_never_mirrored_are_computed_once(backbone, flipped, monkeypatch):
+    method = Classifier(backbone=backbone, attributes=["bright"], flipped=flipped)
+    method.precompute(Pictures())
+    images, keys = torch.stack([picture(n) for n in (4, 2)]), [Pictures()[n]["key"] for n in (4, 2)]
+    right = backbone.semantic_code(images.flip(-1) if flipped else images)
+    seen = []
+    monkeypatch.setattr(type(backbone), "semantic_code", lambda self, images: seen.append(images) or right)
+    assert torch.allclose(method.codes({"image": images, "key": keys}), right, atol=1e-5)
+    assert [torch.equal(one, images.flip(-1)) for one in seen] == ([True] if flipped else [])
 
 
 def test_the_classifier_takes_over_the_statistics_of_the_autoencoders_pictures(assets, backbone, tmp_path):

@@ -7,6 +7,6 @@ translators, which only training needs, stand in for the counterparts that unpai
 from editkit.methods.weakly_supervised.unit_ddpm.editor import UnitDDPMEditor
 from editkit.methods.weakly_supervised.unit_ddpm.method import UnitDDPM
 from editkit.methods.weakly_supervised.unit_ddpm.networks import NoiseNetwork
-from editkit.methods.weakly_supervised.unit_ddpm.start import TranslatorStart
+from editkit.methods.weakly_supervised.unit_ddpm.pairs import PairedUnitDDPM
 
-__all__ = ["NoiseNetwork", "TranslatorStart", "UnitDDPM", "UnitDDPMEditor"]
+__all__ = ["NoiseNetwork", "PairedUnitDDPM", "UnitDDPM", "UnitDDPMEditor"]

@@ -17,14 +17,12 @@ from editkit.data.items import check_holds
 from editkit.errors import UsageError, suggestion
 from editkit.methods.weakly_supervised.unit_ddpm.editor import UnitDDPMEditor
 from editkit.methods.weakly_supervised.unit_ddpm.networks import NoiseNetwork, by_domain
-from editkit.methods.weakly_supervised.unit_ddpm.start import KIND as TRANSLATORS
 from editkit.networks.constant import as_constant
 from editkit.networks.translator import Translator
 from editkit.training.denoising import drawn_times
 from editkit.training.editor import requests_of
 from editkit.training.method import Artefact, Method, OptimizerFactory, SchedulerFactory, Update
 from editkit.training.one_file import take
-from editkit.training.rates import slower
 from editkit.types import Condition, EditRequest, Prediction
 
 KIND = "unit-ddpm"
@@ -68,8 +66,6 @@ class UnitDDPM(Method):
         backbone: a model of pixels, for layout, noise and the first weights of both noise networks.
         init_from: folders of a pixel model of each domain, whose weights training begins with instead; one file of an earlier
             training to go on with, whose translators, which no file holds, begin anew; none: the backbone's.
-        translators_from: file of `TranslatorStart` that the translators begin with; None: the identity.
-        translator_rate: of the translators, as a share of the noise networks' learning rate (ours; 1 is published).
         domains: names of the two domains, in the data's order.
         target: the domain that an edit translates into; None: the second.
         width, blocks: of the translators, see `Translator`.
@@ -79,7 +75,7 @@ class UnitDDPM(Method):
 
     Raises:
         UsageError: a model of latents, other than two domains, an unknown target or distance, more than two models to
-            begin from, a rate that is not above 0 and up to 1.
+            begin from.
     """
 
     unused_parameters = True  # a batch may lack one of the domains
@@ -89,8 +85,6 @@ class UnitDDPM(Method):
         *,
         backbone: Backbone,
         init_from: Sequence[str] = (),
-        translators_from: str | None = None,
-        translator_rate: float = 1.0,
         domains: Sequence[str] = ("source", "target"),
         target: str | None = None,
         width: int = 64,
@@ -103,21 +97,17 @@ class UnitDDPM(Method):
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
     ) -> None:
-        super().__init__(scheduler=scheduler)
+        super().__init__(optimizer=optimizer, scheduler=scheduler)
         if not isinstance(backbone, PixelBackbone):
             raise UsageError("unit-ddpm needs a model of pixels: choose backbone=toy_faces or unit_ddpm64")
         if cycle_norm not in DISTANCES:
             raise UsageError(f"method.cycle_norm={cycle_norm} is unknown: choose from {', '.join(DISTANCES)}")
         if len(init_from) > 2:
             raise UsageError(f"method.init_from={list(init_from)}: give a model for each domain, one trained file, or []")
-        if not 0 < translator_rate <= 1:
-            raise UsageError(f"method.translator_rate={translator_rate} is out of range; give a share of the others', up to 1")
-        self.init_from, self.translators_from = tuple(init_from), translators_from
-        self.domains, self.target = tuple(domains), target_of(domains, target)
+        self.init_from, self.domains, self.target = tuple(init_from), tuple(domains), target_of(domains, target)
         self.backbone, self.cycle, self.distance = backbone, cycle, DISTANCES[cycle_norm]
         self.noise = nn.ModuleList(NoiseNetwork(backbone) for _ in domains)
         self.translators = nn.ModuleList(Translator(width, blocks, backbone.sample_shape[0]) for _ in domains)
-        self.optimizer = None if optimizer is None else slower(optimizer, self.translators.parameters(), translator_rate)
         self.sampling: dict[str, Any] = {"steps": steps, "release": release, "strength": strength}
         self._editor(self.target)
         self.preview: list[tuple[int, EditRequest]] = []
@@ -129,7 +119,7 @@ class UnitDDPM(Method):
         return {"noise": self.noise.parameters(), "translators": self.translators.parameters()}
 
     def prepare_training(self) -> None:
-        """Begin from models of the domains and trained translators, or from what an earlier training exported.
+        """Begin from models of the domains, or from what an earlier training exported.
 
         Raises:
             UserError: no such model or file, or one of another method.
@@ -143,9 +133,6 @@ class UnitDDPM(Method):
         else:
             for network, path in zip(self.noise, self.init_from, strict=False):
                 network.begin_from(load_pixel(path))  # type: ignore[operator]
-        if self.translators_from is not None:
-            artefact = Artefact.load(resolve(self.translators_from))
-            take(self, [artefact], TRANSLATORS, "the translators' start", self._load)
 
     def precompute(self, dataset: Any) -> None:
         """Keep a few images for the sample grid.
@@ -159,12 +146,16 @@ class UnitDDPM(Method):
 
     def updates(self, batch: Mapping[str, Any]) -> Iterator[Update]:
         """Yield a step of the noise networks, then one of the translators, on the same draws."""
-        x = batch["image"]
-        t = drawn_times(len(x), len(self.backbone.schedule), x.device)
-        drawn = Drawn(x, [int(own) for own in batch["domain"]], t, torch.randn_like(x), torch.randn_like(x))
-        fake = by_domain(self.translators, drawn.domain, x)
+        drawn = self.drawn(batch)
+        fake = by_domain(self.translators, drawn.domain, drawn.x)
         yield Update("noise", {"noise": self.noise_error(drawn, fake.detach())})
         yield Update("translators", self.translator_terms(drawn, fake))
+
+    def drawn(self, batch: Mapping[str, Any]) -> Drawn:
+        """Return a batch with a time and the noises of each picture."""
+        x = batch["image"]
+        t = drawn_times(len(x), len(self.backbone.schedule), x.device)
+        return Drawn(x, [int(own) for own in batch["domain"]], t, torch.randn_like(x), torch.randn_like(x))
 
     def noise_error(self, drawn: Drawn, fake: Tensor) -> Tensor:
         """Return the squared error (B,) of what each picture's network puts out beside its fake, which is a constant."""
