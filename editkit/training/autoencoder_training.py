@@ -15,11 +15,12 @@ from editkit.engine.guidance import Clip
 from editkit.engine.rng import batch_noise
 from editkit.engine.sample import sample
 from editkit.errors import UsageError
+from editkit.networks.two_conditions import TwoConditions
 from editkit.training.denoising import check_share, denoising_error, mirrored
 from editkit.training.editor import requests_of
 from editkit.training.folder import FolderMethod
 from editkit.training.method import OptimizerFactory, SchedulerFactory
-from editkit.training.rates import slower
+from editkit.training.rates import rated
 from editkit.types import Condition, EditRequest
 
 SHOWN = 8  # pictures of a sample grid
@@ -37,10 +38,11 @@ class AutoencoderTraining(FolderMethod):
         flipped: share of the images that are mirrored, for encoder and decoder alike.
         sample_steps: DDIM steps of the sample grids.
         encoder_rate: of the encoder, as a share of the decoder's learning rate (ours; 1 is published).
+        reading_rate: of the layers that read codes, as a multiple of the decoder's (ours; 1 is published).
         encoder_from: where the denoiser's encoder was trained before, for the card.
 
     Raises:
-        UsageError: `flipped` is no share, or `encoder_rate` is not above 0 and up to 1.
+        UsageError: `flipped` is no share, `encoder_rate` is not above 0 and up to 1, or `reading_rate` is below 1.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class AutoencoderTraining(FolderMethod):
         flipped: float,
         sample_steps: int,
         encoder_rate: float = 1.0,
+        reading_rate: float = 1.0,
         encoder_from: str | None = None,
         *,
         optimizer: OptimizerFactory | None = None,
@@ -56,8 +59,11 @@ class AutoencoderTraining(FolderMethod):
     ) -> None:
         if not 0 < encoder_rate <= 1:
             raise UsageError(f"method.encoder_rate={encoder_rate} is out of range; give a share of the decoder's, up to 1")
-        if optimizer is not None and encoder_rate < 1:
-            optimizer = slower(optimizer, denoiser.encoder.parameters(), encoder_rate)
+        if reading_rate < 1:
+            raise UsageError(f"method.reading_rate={reading_rate} is out of range; give a multiple of the decoder's, from 1")
+        if optimizer is not None:
+            readers = [p for m in denoiser.modules() if isinstance(m, TwoConditions) for p in m.code.parameters()]
+            optimizer = rated(optimizer, [(denoiser.encoder.parameters(), encoder_rate), (readers, reading_rate)])
         super().__init__(optimizer=optimizer, scheduler=scheduler)
         self.denoiser = denoiser
         self.flipped, self.sample_steps = check_share("flipped", flipped), sample_steps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -10,21 +10,24 @@ from torch import nn
 from editkit.training.method import OptimizerFactory
 
 
-def slower(factory: OptimizerFactory, parameters: Iterable[nn.Parameter], rate: float) -> OptimizerFactory:
-    """Return a factory of the same optimiser in which some parameters learn at `rate` times the rate.
+def rated(factory: OptimizerFactory, rates: Sequence[tuple[Iterable[nn.Parameter], float]]) -> OptimizerFactory:
+    """Return a factory of the same optimiser in which some parameters learn at multiples of its rate.
 
-    A schedule that multiplies rates (LinearLR, LambdaLR, cosine) keeps the ratio; OneCycleLR gives all its own.
+    A schedule that multiplies rates (LinearLR, LambdaLR, cosine) keeps the ratios; OneCycleLR gives all its own.
+
+    Args:
+        rates: parameters and their multiple; all others learn at the factory's rate.
     """
-    slow = {id(parameter) for parameter in parameters}
+    multiple = {id(parameter): rate for parameters, rate in rates for parameter in parameters}
 
     def made(given: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        everything = list(given)
-        fast = [parameter for parameter in everything if id(parameter) not in slow]
-        rest = [parameter for parameter in everything if id(parameter) in slow]
-        if not fast or not rest:
-            return factory(everything)
-        optimizer = factory(fast)
-        optimizer.add_param_group({"params": rest, "lr": rate * optimizer.defaults["lr"]})
+        groups: dict[float, list[nn.Parameter]] = {}
+        for parameter in given:
+            groups.setdefault(multiple.get(id(parameter), 1.0), []).append(parameter)
+        ordered = sorted(groups, key=lambda rate: rate != 1)  # the group of the factory's own rate first
+        optimizer = factory([{"params": groups[rate]} for rate in ordered])  # type: ignore[arg-type]
+        for group, rate in zip(optimizer.param_groups, ordered, strict=True):
+            group["lr"] *= rate
         return optimizer
 
     return made

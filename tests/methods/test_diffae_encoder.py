@@ -11,7 +11,7 @@ from torch import nn
 from editkit.backbones.diffae import StartedEncoder
 from editkit.errors import UsageError
 from editkit.methods.weakly_supervised.diffae import Autoencoder, EncoderStart
-from editkit.training.rates import slower
+from editkit.training.rates import rated
 from tests.tiny import SIDE, write_all
 
 SHAPE = {"encoder_channels": [8, 16, 16], "code": 12, "blocks": 1, "attended": [], "groups": 4}
@@ -79,26 +79,32 @@ def test_an_autoencoder_starts_with_it_and_lets_it_learn_slowly(started, tmp_pat
         return torch.optim.AdamW(parameters, lr=1e-3)
 
     network = {**SHAPE, **DECODER}
-    method = Autoencoder(network=network, encoder_from=str(tmp_path / "start"), encoder_rate=0.1, optimizer=factory)
+    method = Autoencoder(
+        network=network, encoder_from=str(tmp_path / "start"), encoder_rate=0.1, reading_rate=4.0, optimizer=factory
+    )
     images = pictures(4)
     assert torch.allclose(method.denoiser.semantic_code(images), StartedEncoder.load(tmp_path / "start")(images), atol=1e-6)
     optimizer = method.optimizer(list(method.trainable()["autoencoder"]))
     for group in optimizer.param_groups:
         rates |= {id(parameter): group["lr"] for parameter in group["params"]}
     assert {rates[id(p)] for p in method.denoiser.encoder.parameters()} == {1e-4}
-    assert {rates[id(p)] for p in method.denoiser.unet.parameters()} == {1e-3}
+    named = dict(method.denoiser.unet.named_parameters())
+    reading = {name for name in named if ".time_emb_proj.code." in name}
+    assert reading and {rates[id(named[name])] for name in reading} == {4e-3}
+    assert {rates[id(named[name])] for name in named.keys() - reading} == {1e-3}
 
 
 def test_schedules_keep_the_ratio():
     layers = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
-    factory = slower(lambda parameters: torch.optim.SGD(parameters, lr=1.0), layers[1].parameters(), 0.5)
+    factory = rated(lambda parameters: torch.optim.SGD(parameters, lr=1.0), [(layers[1].parameters(), 0.5)])
     optimizer = factory(layers.parameters())
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1.0, end_factor=0.2, total_iters=4)
     for _ in range(4):
         optimizer.step()
         schedule.step()
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.2, 0.1])
-    assert len(factory(layers[0].parameters()).param_groups) == 1, "none of those that are slower"
+    assert len(factory(layers[0].parameters()).param_groups) == 1, "none of those with another rate"
+    assert [group["lr"] for group in factory(layers[1].parameters()).param_groups] == [0.5], "those alone"
 
 
 def test_mistakes_take_a_line(started, assets, tmp_path):

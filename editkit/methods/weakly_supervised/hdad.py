@@ -51,7 +51,7 @@ class Autoencoder(AutoencoderTraining):
         warm_from: diffusion autoencoder to start from.
         encoder_from: export of `EncoderStart` whose encoder it starts with; None starts it as published.
         variant: of the encoder, "E" or "U".
-        flipped, sample_steps, encoder_rate: see `AutoencoderTraining`.
+        flipped, sample_steps, encoder_rate, reading_rate: see `AutoencoderTraining`.
 
     Raises:
         UsageError: two networks or two encoders to start from, or an encoder of another shape.
@@ -68,6 +68,7 @@ class Autoencoder(AutoencoderTraining):
         flipped: float = 0.5,
         sample_steps: int = 20,
         encoder_rate: float = 1.0,
+        reading_rate: float = 1.0,
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
     ) -> None:
@@ -82,9 +83,9 @@ class Autoencoder(AutoencoderTraining):
             net = HierarchicalAutoencoder(variant=variant, **arguments)
         if encoder_from is not None:
             take_encoder(net, encoder_from, warm_from or init_from)
-        super().__init__(
-            HDAEBackbone(net), flipped, sample_steps, encoder_rate, encoder_from, optimizer=optimizer, scheduler=scheduler
-        )
+        rates = {"encoder_rate": encoder_rate, "reading_rate": reading_rate}
+        factories: dict[str, Any] = {"optimizer": optimizer, "scheduler": scheduler}
+        super().__init__(HDAEBackbone(net), flipped, sample_steps, encoder_from=encoder_from, **rates, **factories)
 
 
 class Classifier(OverCodesClassifier):

@@ -19,7 +19,7 @@ class Autoencoder(AutoencoderTraining):
         init_from: pixel model to start from, or a trained diffusion autoencoder to go on with; None starts from scratch, as
             published.
         encoder_from: export of `EncoderStart` whose encoder it starts with; None starts it as published.
-        flipped, sample_steps, encoder_rate: see `AutoencoderTraining`.
+        flipped, sample_steps, encoder_rate, reading_rate: see `AutoencoderTraining`.
 
     Raises:
         UsageError: two encoders to start with, or one of another shape.
@@ -34,6 +34,7 @@ class Autoencoder(AutoencoderTraining):
         flipped: float = 0.5,
         sample_steps: int = 20,
         encoder_rate: float = 1.0,
+        reading_rate: float = 1.0,
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
     ) -> None:
@@ -41,6 +42,6 @@ class Autoencoder(AutoencoderTraining):
         net = DiffusionAutoencoder(**arguments) if init_from is None else begin_diffae(init_from, **arguments)
         if encoder_from is not None:
             take_encoder(net, encoder_from, init_from)
-        super().__init__(
-            DiffAEBackbone(net), flipped, sample_steps, encoder_rate, encoder_from, optimizer=optimizer, scheduler=scheduler
-        )
+        rates = {"encoder_rate": encoder_rate, "reading_rate": reading_rate}
+        factories: dict[str, Any] = {"optimizer": optimizer, "scheduler": scheduler}
+        super().__init__(DiffAEBackbone(net), flipped, sample_steps, encoder_from=encoder_from, **rates, **factories)

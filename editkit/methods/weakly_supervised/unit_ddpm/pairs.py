@@ -1,8 +1,8 @@
 """A second training of ours for UNIT-DDPM's noise networks: SDEdit's pictures take the place of the translators'.
 
-The paper's translators learn from the noise networks' errors alone, over hundreds of thousands of steps. In a short training they
-stay the identity that they begin as, and the noise networks, which see a picture beside itself, learn to copy it. SDEdit by a model
-of the other domain gives them a picture of that domain at once.
+The paper's translators learn from the noise networks' errors alone, over hundreds of thousands of steps. In a short training
+they stay the identity that they begin as, and the noise networks, which see a picture beside itself, learn to copy it. SDEdit by
+a model of the other domain gives them a picture of that domain at once.
 """
 
 from __future__ import annotations
