@@ -71,6 +71,23 @@ def test_the_encoder_learns_pictures_and_embeddings(assets):
     assert totals[-1] < 0.8 * totals[0]
 
 
+@pytest.mark.parametrize("mistake", [None, "not white", "not around their mean"])
+def test_the_embeddings_that_codes_predict_are_white(assets, mistake):
+    torch.manual_seed(0)
+    method = EncoderStart(network={"sample_size": SIDE, **SHAPE}, clip=str(assets / "clip"))
+    method.prepare_training()
+    images = pictures(64)
+    method.precompute([{"image": image} for image in images])
+    raw = method.clip.image(images)
+    centred = raw if mistake == "not around their mean" else raw - raw.mean(0)
+    variances, axes = torch.linalg.eigh(torch.cov(raw.double().T))
+    white = (axes / (variances.clamp(min=0) + 0.1 * variances.mean()).sqrt()) @ axes.T
+    wanted = centred if mistake == "not white" else centred @ white.float()
+    method.embedding.register_forward_hook(lambda *_: wanted)
+    align = method.loss({"image": images})["align"]
+    assert (align.max() < 1e-4) is (mistake is None)
+
+
 def test_an_autoencoder_starts_with_it_and_lets_it_learn_slowly(started, tmp_path):
     started.whitened(pictures(64), 1e-2).save(tmp_path / "start")
     rates = {}
@@ -120,3 +137,5 @@ def test_mistakes_take_a_line(started, assets, tmp_path):
         EncoderStart(network={"sample_size": SIDE, **SHAPE}, align=-1)
     with pytest.raises(UsageError, match="method.encoder_rate=2"):
         Autoencoder(network={**SHAPE, **DECODER}, encoder_rate=2.0)
+    with pytest.raises(UsageError, match="method.reading_rate=0.5 is out of range"):
+        Autoencoder(network={**SHAPE, **DECODER}, reading_rate=0.5)
