@@ -85,7 +85,7 @@ def test_the_embeddings_that_codes_predict_are_white(assets, mistake):
     wanted = centred if mistake == "not white" else centred @ white.float()
     method.embedding.register_forward_hook(lambda *_: wanted)
     align = method.loss({"image": images})["align"]
-    assert (align.max() < 1e-4) is (mistake is None)
+    assert (align.max().item() < 1e-4) is (mistake is None)
 
 
 def test_an_autoencoder_starts_with_it_and_lets_it_learn_slowly(started, tmp_path):
