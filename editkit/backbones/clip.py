@@ -76,14 +76,6 @@ class ClipEncoder(nn.Module):
         pooled = self.model.vision_model(pixel_values=pixels).pooler_output
         return self.model.visual_projection(pooled).float()
 
-    def image_and_patches(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return unit embeddings (B, dim), and what the tower's last layer reads of each patch, (B, width, rows, columns)."""
-        pixels = self.preprocess(images).to(self.model.dtype)
-        seen = self.model.vision_model(pixel_values=pixels, output_hidden_states=True)
-        embeddings = F.normalize(self.model.visual_projection(seen.pooler_output).float(), dim=-1)
-        rows = pixels.shape[-2] // self.model.config.vision_config.patch_size
-        return embeddings, seen.hidden_states[-2][:, 1:].transpose(1, 2).unflatten(2, (rows, -1)).float()
-
     def text(self, texts: Sequence[str]) -> Tensor:
         """Return unit embeddings (N, dim) of texts."""
         length = self.model.config.text_config.max_position_embeddings

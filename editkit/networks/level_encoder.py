@@ -55,10 +55,14 @@ class LevelEncoder(SemanticEncoder):
             self.out = head(own[0], dim, groups)
         self.heads = nn.ModuleList(head(width, dim, groups) for width in own[1:])
 
-    def read(self, maps: list[Tensor]) -> Tensor:
-        """Return the codes (B, levels dim) of the `maps` of images."""
-        features = [maps[end] for end in reversed(self.ends)]
-        middle = self.middle_block(maps[-1])
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the codes (B, levels dim) of images (B, 3, H, W) in [-1, 1]."""
+        features, hidden = [], images
+        for n, block in enumerate(self.input_blocks):
+            hidden = block(hidden)
+            if n in self.ends:
+                features.insert(0, hidden)
+        middle = self.middle_block(hidden)
         if len(self.up):
             hidden = middle
             for n, (block, feature) in enumerate(zip(self.up, features, strict=True)):

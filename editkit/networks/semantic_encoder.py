@@ -60,18 +60,10 @@ class SemanticEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return z_sem (B, dim) of images (B, 3, H, W) in [-1, 1]."""
-        return self.read(self.maps(images))
-
-    def maps(self, images: Tensor) -> list[Tensor]:
-        """Return what each block of the way down makes of images (B, 3, H, W) in [-1, 1], the largest maps first."""
-        made = [images]
+        hidden = images
         for block in self.input_blocks:
-            made.append(block(made[-1]))
-        return made[1:]
-
-    def read(self, maps: list[Tensor]) -> Tensor:
-        """Return what `forward` does of the `maps` of images."""
-        return self.out(self.middle_block(maps[-1]))
+            hidden = block(hidden)
+        return self.out(self.middle_block(hidden))
 
     def _levels(self, channels: Sequence[int], size: int, blocks: int, attended: Sequence[int]) -> Iterator[nn.Module]:
         before = channels[0]

@@ -2,15 +2,14 @@
 
 A diffusion autoencoder that starts with random codes learns to ignore them, and needs millions of pictures to learn otherwise:
 decoder and encoder wait for each other. Where there is no time for that, the encoder learns first, beside a small network that
-draws pictures from codes in one pass, and is aligned with CLIP (in the manner of REPA, Yu et al., arXiv 2410.06940): its codes
-with CLIP's embeddings, its maps with what CLIP sees in each patch, without which small parts such as a mouth are learned last.
+draws pictures from codes in one pass, and its codes are aligned with CLIP's (in the manner of REPA, Yu et al., arXiv 2410.06940).
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from editkit.training.method import OptimizerFactory, SchedulerFactory
 
 WHITENED = 1024  # pictures whose codes the whitening is measured on
 RIDGE = 3e-3  # of the mean variance: directions of less say nothing and are not blown up
-CLIP_RIDGE = 0.1  # the same of what CLIP says, of whose directions more are noise
+CLIP_RIDGE = 0.1  # the same of CLIP's embeddings, of whose directions more are noise
 DRAWN_FROM = 8  # side of the drawing's first map
 
 
@@ -39,8 +38,7 @@ class EncoderStart(FolderMethod):
         network: arguments of `started`.
         clip: folder of the CLIP whose image embeddings the codes are to predict.
         edges: weight of the error of neighbouring pixels' differences, which small parts show in.
-        align: weight of one minus the cosine of what codes predict with CLIP's embeddings, made white.
-        patches: the same of what the encoder's map predicts at each patch with what CLIP sees there.
+        align: weight of one minus the cosine with CLIP's embeddings, made white.
 
     Raises:
         UsageError: a negative weight.
@@ -55,31 +53,25 @@ class EncoderStart(FolderMethod):
         clip: str = "editkit:toy-clip",
         edges: float = 1.0,
         align: float = 0.5,
-        patches: float = 0.5,
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
     ) -> None:
         super().__init__(optimizer=optimizer, scheduler=scheduler)
-        for name, weight in {"edges": edges, "align": align, "patches": patches}.items():
+        for name, weight in {"edges": edges, "align": align}.items():
             if weight < 0:
                 raise UsageError(f"method.{name}={weight} is negative; give a weight of 0 or more")
         self.start = self.started(**network_arguments(network)).train().requires_grad_(True)
-        self.clip_path, self.edges, self.align, self.patches = clip, edges, align, patches
+        self.clip_path, self.edges, self.align = clip, edges, align
         self.scaled = nn.BatchNorm1d(self.start.width, affine=False)
         self.drawing = self.reader()
         self.embedding: nn.Module = nn.Identity()  # made once CLIP is there
-        self.patch: nn.Module = nn.Identity()
 
-    @torch.no_grad()
     def prepare_training(self) -> None:
-        """Load CLIP, and size what predicts what it says."""
+        """Load CLIP, and size what predicts its embeddings."""
         self.clip = load_clip(self.clip_path)
-        blank = self.dummy_batch()["image"]
-        _, seen = self.clip.image_and_patches(blank)
-        width, *self.grid = seen.shape[1:]
         self.embedding = nn.Linear(self.start.width, self.clip.dim)
-        self.patch = nn.Conv2d(at_grid(self.start.encoder.maps(blank), self.grid).shape[1], width, 1)
-        self.white_embedding, self.white_patch = White(self.clip.dim), White(width, *self.grid)
+        self.register_buffer("clip_mean", torch.zeros(self.clip.dim), persistent=False)
+        self.register_buffer("clip_white", torch.eye(self.clip.dim), persistent=False)
 
     def reader(self) -> nn.Module:
         """Return the network that draws pictures from codes in one pass."""
@@ -87,34 +79,30 @@ class EncoderStart(FolderMethod):
 
     def trainable(self) -> dict[str, Iterable[nn.Parameter]]:
         """Return the encoder and what reads its codes, one group."""
-        parts = self.start, self.drawing, self.embedding, self.patch
-        return {"encoder": [parameter for part in parts for parameter in part.parameters()]}
+        return {"encoder": [*self.start.parameters(), *self.drawing.parameters(), *self.embedding.parameters()]}
 
     @torch.no_grad()
     def precompute(self, dataset: Any) -> None:
-        """Keep the pictures that codes are whitened on, and what makes white what CLIP says of them."""
+        """Keep the pictures that codes are whitened on, and what makes their embeddings white."""
         count = min(WHITENED, len(dataset))
         self.pictures = torch.stack([dataset[index]["image"] for index in range(count)])
-        said = [self.clip.image_and_patches(part.to(self.device)) for part in self.pictures.split(64)]
-        for white, vectors in zip((self.white_embedding, self.white_patch), map(torch.cat, zip(*said, strict=True)), strict=True):
-            white.fit(vectors)
+        embeddings = torch.cat([self.clip.image(part.to(self.device)) for part in self.pictures.split(64)])
+        self.clip_mean.copy_(embeddings.mean(0))
+        self.clip_white.copy_(whitening(embeddings.double(), CLIP_RIDGE))
 
     def loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Return the errors (B,) of pixels and edges, and of the directions of white embeddings and patches.
+        """Return the errors (B,) of pixels and edges, and of the directions of white embeddings.
 
         White ones because the raw ones are mostly of colours: a mouth would count for next to nothing.
         """
         images = batch["image"]
-        maps = self.start.encoder.maps(images)
-        codes = self.scaled(self.start.encoder.read(maps))
+        codes = self.scaled(self.start(images))
         with torch.no_grad():
-            embeddings, patches = self.clip.image_and_patches(images)
-        align = 1 - F.cosine_similarity(self.embedding(codes), self.white_embedding(embeddings), dim=1)
-        seen = 1 - F.cosine_similarity(self.patch(at_grid(maps, self.grid)), self.white_patch(patches), dim=1)
+            wanted = (self.clip.image(images) - self.clip_mean) @ self.clip_white
+        cosine = F.cosine_similarity(self.embedding(codes), wanted, dim=1)
         drawn = self.drawing(codes)
         edges = sum(absolute(a, b) for a, b in zip(differences(drawn), differences(images), strict=True))
-        drawing = {"pixels": absolute(drawn, images), "edges": self.edges * edges}
-        return {**drawing, "align": self.align * align, "patches": self.patches * seen.flatten(1).mean(1)}
+        return {"pixels": absolute(drawn, images), "edges": self.edges * edges, "align": self.align * (1 - cosine)}
 
     def save(self, folder: Path) -> None:
         """Write config.json and model.safetensors of the encoder with white codes."""
@@ -124,28 +112,6 @@ class EncoderStart(FolderMethod):
         """Return two random images."""
         side = self.start.config["sample_size"]
         return {"image": torch.rand(2, 3, side, side, device=self.device) * 2 - 1, "key": ["dummy/0", "dummy/1"]}
-
-
-class White(nn.Module):
-    """Makes vectors (N, D), or (N, D, rows, columns) with a mean for each place, white as far as they say anything.
-
-    Args:
-        shape: of one sample, (D,) or (D, rows, columns).
-    """
-
-    def __init__(self, *shape: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(shape), persistent=False)
-        self.register_buffer("matrix", torch.eye(shape[0]), persistent=False)
-
-    def fit(self, vectors: Tensor) -> None:
-        """Measure mean and covariance of the vectors."""
-        self.mean.copy_(vectors.mean(0))
-        flat = (vectors - self.mean).flatten(2) if vectors.ndim > 2 else (vectors - self.mean)[..., None]
-        self.matrix.copy_(whitening(flat.transpose(1, 2).flatten(0, 1).double(), CLIP_RIDGE))
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        return torch.einsum("nd...,de->ne...", vectors - self.mean, self.matrix)
 
 
 class LevelDrawing(nn.Module):
@@ -201,12 +167,6 @@ def drawing(size: int, code: int, width: int = 64, groups: int = 8) -> nn.Sequen
         layers += [nn.GroupNorm(groups, width), nn.SiLU(), nn.Upsample(scale_factor=2), nn.Conv2d(width, after, 3, padding=1)]
         side, width = 2 * side, after
     return nn.Sequential(*layers, nn.GroupNorm(groups, width), nn.SiLU(), nn.Conv2d(width, 3, 3, padding=1))
-
-
-def at_grid(maps: list[Tensor], grid: Sequence[int]) -> Tensor:
-    """Return the most abstract of an encoder's maps that has the places of the grid, averaged to it: (B, C, rows, columns)."""
-    fine = [one for one in maps if one.shape[-1] >= grid[-1]]
-    return F.adaptive_avg_pool2d((fine or maps)[-1], tuple(grid))
 
 
 def absolute(a: Tensor, b: Tensor) -> Tensor:

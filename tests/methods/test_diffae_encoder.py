@@ -11,7 +11,6 @@ from torch import nn
 from editkit.backbones.diffae import StartedEncoder
 from editkit.errors import UsageError
 from editkit.methods.weakly_supervised.diffae import Autoencoder, EncoderStart
-from editkit.training.encoder_start import at_grid
 from editkit.training.rates import rated
 from tests.tiny import SIDE, write_all
 
@@ -61,7 +60,7 @@ def test_the_encoder_learns_pictures_and_embeddings(assets):
     totals = []
     for _ in range(30):
         losses = method.loss(batch)
-        assert set(losses) == {"pixels", "edges", "align", "patches"} and all(value.shape == (16,) for value in losses.values())
+        assert set(losses) == {"pixels", "edges", "align"} and all(value.shape == (16,) for value in losses.values())
         total = sum(value.mean() for value in losses.values())
         optimizer.zero_grad()
         total.backward()
@@ -72,31 +71,21 @@ def test_the_encoder_learns_pictures_and_embeddings(assets):
     assert totals[-1] < 0.8 * totals[0]
 
 
-@pytest.mark.parametrize("said", ["align", "patches"])
 @pytest.mark.parametrize("mistake", [None, "not white", "not around their mean"])
-def test_what_clip_says_is_made_white(assets, said, mistake):
-    """Embeddings around their mean, patches around the mean of their own place."""
+def test_the_embeddings_that_codes_predict_are_white(assets, mistake):
     torch.manual_seed(0)
     method = EncoderStart(network={"sample_size": SIDE, **SHAPE}, clip=str(assets / "clip"))
     method.prepare_training()
     images = pictures(64)
     method.precompute([{"image": image} for image in images])
-    raw = method.clip.image_and_patches(images)[["align", "patches"].index(said)]
-    centred = raw - raw.mean(0)
-    samples = centred.flatten(2).transpose(1, 2).flatten(0, 1) if said == "patches" else centred
-    variances, axes = torch.linalg.eigh(torch.cov(samples.double().T))
-    white = ((axes / (variances.clamp(min=0) + 0.1 * variances.mean()).sqrt()) @ axes.T).float()
-    given = raw - raw.mean() if mistake == "not around their mean" else centred
-    wanted = given if mistake == "not white" else torch.einsum("nd...,de->ne...", given, white)
-    predicts = method.embedding if said == "align" else method.patch
-    predicts.register_forward_hook(lambda *_: wanted)
-    assert (method.loss({"image": images})[said].max().item() < 1e-4) is (mistake is None)
-
-
-def test_patches_are_predicted_from_the_map_of_as_many_places():
-    maps = [torch.full((1, channels, side, side), float(side)) for channels, side in ((4, 16), (6, 8), (8, 8), (9, 4))]
-    for grid, channels in (((8, 8), 8), ((5, 5), 8), ((4, 4), 9), ((2, 2), 9), ((16, 16), 4), ((32, 32), 9)):
-        assert at_grid(maps, grid).shape == (1, channels, *grid)
+    raw = method.clip.image(images)
+    centred = raw if mistake == "not around their mean" else raw - raw.mean(0)
+    variances, axes = torch.linalg.eigh(torch.cov(raw.double().T))
+    white = (axes / (variances.clamp(min=0) + 0.1 * variances.mean()).sqrt()) @ axes.T
+    wanted = centred if mistake == "not white" else centred @ white.float()
+    method.embedding.register_forward_hook(lambda *_: wanted)
+    align = method.loss({"image": images})["align"]
+    assert (align.max().item() < 1e-4) is (mistake is None)
 
 
 def test_an_autoencoder_starts_with_it_and_lets_it_learn_slowly(started, tmp_path):
@@ -146,8 +135,6 @@ def test_mistakes_take_a_line(started, assets, tmp_path):
         Autoencoder(network=kept, init_from=str(assets / "diffae"), encoder_from=str(tmp_path / "start"))
     with pytest.raises(UsageError, match="method.align=-1 is negative"):
         EncoderStart(network={"sample_size": SIDE, **SHAPE}, align=-1)
-    with pytest.raises(UsageError, match="method.patches=-1 is negative"):
-        EncoderStart(network={"sample_size": SIDE, **SHAPE}, patches=-1)
     with pytest.raises(UsageError, match="method.encoder_rate=2"):
         Autoencoder(network={**SHAPE, **DECODER}, encoder_rate=2.0)
     with pytest.raises(UsageError, match="method.reading_rate=0.5 is out of range"):
