@@ -156,7 +156,7 @@ def test_light_commands_import_nothing_heavy(arguments):
 
 
 def test_help_costs_what_typer_costs():
-    """Beside the smallest Typer program of as many commands, in processor time: a busy machine slows both."""
+    """Beside the smallest Typer program of about as many commands, in processor time: a busy machine slows both."""
     smallest = "import typer\napp = typer.Typer()\nfor n in range(16):\n    app.command(f'c{n}')(lambda: None)\napp(['--help'])"
 
     def cost(*arguments: str) -> float:
