@@ -222,7 +222,7 @@ def begin_diffae(path: str | Path, **network: Any) -> DiffusionAutoencoder:
 
     Raises:
         UserError: no such model, or one that does not scale and shift by the time or has another noise schedule.
-        UsageError: a diffusion autoencoder of other arguments.
+        UsageError: a diffusion autoencoder of other arguments, or a pixel model without arguments of an encoder.
     """
     return begun(DiffusionAutoencoder, path, **network)
 
@@ -231,6 +231,8 @@ def begun(kind: type[Net], path: str | Path, **network: Any) -> Net:
     """Return a network of a kind, see `begin_diffae`."""
     if holds(path, kind):
         return gone_on(kind.load(path), path, network)
+    if lacking := [f"method.network.{name}" for name in ("code", "encoder_channels") if name not in network]:
+        raise UsageError(f"{path} has no encoder to go on with; for a new one give {' and '.join(lacking)}")
     start = load_pixel(path)
     if start.unet.config.resnet_time_scale_shift != "scale_shift":
         raise UserError(
@@ -268,6 +270,12 @@ def take_encoder(net: DiffusionAutoencoder, path: str | Path, begun: str | None)
         if own != asked[name]:
             raise UsageError(f"the encoder of {path} has {name} {own}, the autoencoder {asked[name]}: give both the same {name}")
     net.encoder.load_state_dict(start.encoder.state_dict())
+
+
+def stages_before(net: DiffusionAutoencoder, encoder_from: str | None, init_from: str | None) -> list[str]:
+    """Return the exports of stages that a network began with; a pixel model is none."""
+    begun = [] if encoder_from is None else [encoder_from]
+    return [*begun, init_from] if init_from is not None and holds(init_from, type(net)) else begun
 
 
 def gone_on(net: Net, path: str | Path, network: Mapping[str, Any]) -> Net:

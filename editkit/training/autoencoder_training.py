@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class AutoencoderTraining(FolderMethod):
         sample_steps: DDIM steps of the sample grids.
         encoder_rate: of the encoder, as a share of the decoder's learning rate (ours; 1 is published).
         reading_rate: of the layers that read codes, as a multiple of the decoder's (ours; 1 is published).
-        encoder_from: where the denoiser's encoder was trained before, for the card.
+        earlier: exports of the stages that the denoiser began with, for the card.
 
     Raises:
         UsageError: `flipped` is no share, `encoder_rate` is not above 0 and up to 1, or `reading_rate` is below 1.
@@ -52,7 +52,7 @@ class AutoencoderTraining(FolderMethod):
         sample_steps: int,
         encoder_rate: float = 1.0,
         reading_rate: float = 1.0,
-        encoder_from: str | None = None,
+        earlier: Sequence[str] = (),
         *,
         optimizer: OptimizerFactory | None = None,
         scheduler: SchedulerFactory | None = None,
@@ -68,7 +68,7 @@ class AutoencoderTraining(FolderMethod):
         self.denoiser = denoiser
         self.flipped, self.sample_steps = check_share("flipped", flipped), sample_steps
         self.preview: list[EditRequest] = []
-        self.earlier_seconds = 0.0 if encoder_from is None else float(card_of(encoder_from).get("training_seconds", 0))
+        self.earlier_seconds = sum(map(_spent, earlier))
 
     def trainable(self) -> dict[str, Iterable[nn.Parameter]]:
         """Return the UNet and the encoder, one group."""
@@ -101,10 +101,16 @@ class AutoencoderTraining(FolderMethod):
         self.denoiser.save(folder)
 
     def card(self) -> dict[str, Any]:
-        """Return what the export says about itself, with the seconds that its encoder had learned before."""
+        """Return what the export says about itself, with the seconds of the stages before."""
         return {**super().card(), "earlier_seconds": self.earlier_seconds}
 
     def dummy_batch(self) -> dict[str, Any]:
         """Return two random images."""
         images = torch.rand(2, *self.denoiser.sample_shape, device=self.device) * 2 - 1
         return {"image": images, "key": ["dummy/0", "dummy/1"]}
+
+
+def _spent(export: str) -> float:
+    """Return the seconds that an export says it took to train, with those of the stages before it."""
+    card = card_of(export)
+    return float(card.get("training_seconds", 0)) + float(card.get("earlier_seconds", 0))

@@ -53,6 +53,16 @@ def test_a_stage_is_given_what_those_before_it_export(tmp_path):
     assert own.overrides == ["backbone.path=mine"]
 
 
+def test_what_only_training_goes_on_with_is_not_for_an_edit(tmp_path):
+    run = tmp_path / "run"
+    given = TrainOptions(method="hdad", run_dir=run, stage="joint")
+    cfg = recipe.compose(staged.alone(given).recipe_overrides())
+    assert cfg.method.init_from == str(run / "autoencoder" / "export") and "encoder_from" not in cfg.method
+    stage_folders(run, {"encoder": 3, "autoencoder": 10, "joint": 4})
+    used = with_stages(recipe.compose(["recipe=hdad"]), "hdad", [str(run)])
+    assert used.backbone.path == str(run / "joint" / "export") and "init_from" not in used.method
+
+
 def test_the_folder_does_not_depend_on_what_a_stage_changes():
     one = staged.alone(TrainOptions(method="diffae", stage="latent", overrides=["method.codes=2"]))
     assert str(one.run_dir) == "runs/diffae/latent"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -83,6 +85,19 @@ def test_an_autoencoder_starts_with_its_codes(started, tmp_path):
     assert [slice_.stop - slice_.start for slice_ in method.denoiser.parts.values()] == [6, 6]
 
 
+def test_the_joint_stage_goes_on_with_all_of_it(started, assets, tmp_path):
+    variant, images = started.config["variant"], pictures(4)
+    start, first = started.save(tmp_path / "start"), tmp_path / "first"
+    (start / "card.json").write_text('{"training_seconds": 3}')
+    begun = Autoencoder(network={**SHAPE, **DECODER}, variant=variant, encoder_from=str(start))
+    begun.denoiser.save(first)
+    (first / "card.json").write_text(json.dumps({"training_seconds": 10, "earlier_seconds": begun.card()["earlier_seconds"]}))
+    method = Autoencoder(init_from=str(first), variant=variant)
+    fresh = Autoencoder(init_from=str(assets / "ddpm"), network=SHAPE)
+    assert (method.card()["earlier_seconds"], fresh.card()["earlier_seconds"]) == (13, 0), "a pixel model is no stage"
+    assert torch.equal(method.denoiser.semantic_code(images), begun.denoiser.semantic_code(images))
+
+
 def test_mistakes_take_a_line(started, assets, tmp_path):
     started.save(tmp_path / "start")
     network, variant = {**SHAPE, **DECODER}, started.config["variant"]
@@ -92,6 +107,8 @@ def test_mistakes_take_a_line(started, assets, tmp_path):
     other = "E" if variant == "U" else "U"
     with pytest.raises(UsageError, match=f"has variant {variant}, the autoencoder {other}: give both"):
         Autoencoder(network=network, **{**given, "variant": other})
+    with pytest.raises(UsageError, match="has no encoder to go on with; for a new one give method.network.code and"):
+        Autoencoder(init_from=str(assets / "ddpm"))
     with pytest.raises(UsageError, match="has an encoder already.*method.encoder_from=null"):
         Autoencoder(warm_from=str(assets / "diffae"), **given)
     with pytest.raises(UserError, match="does not hold a level-encoder network"):

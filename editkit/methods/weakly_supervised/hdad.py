@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from editkit.backbones.base import Backbone
-from editkit.backbones.diffae import DiffAEBackbone, take_encoder
+from editkit.backbones.diffae import DiffAEBackbone, stages_before, take_encoder
 from editkit.backbones.hdae import HDAEBackbone, HierarchicalAutoencoder, StartedLevels, begin_hdae, warm_hdae
 from editkit.backbones.semantic_codes import AttributeClassifier
 from editkit.errors import UsageError, suggestion
@@ -85,7 +85,8 @@ class Autoencoder(AutoencoderTraining):
             take_encoder(net, encoder_from, warm_from or init_from)
         rates = {"encoder_rate": encoder_rate, "reading_rate": reading_rate}
         factories: dict[str, Any] = {"optimizer": optimizer, "scheduler": scheduler}
-        super().__init__(HDAEBackbone(net), flipped, sample_steps, encoder_from=encoder_from, **rates, **factories)
+        earlier = stages_before(net, encoder_from, init_from)
+        super().__init__(HDAEBackbone(net), flipped, sample_steps, earlier=earlier, **rates, **factories)
 
 
 class Classifier(OverCodesClassifier):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from editkit.backbones.diffae import DiffAEBackbone, DiffusionAutoencoder, begin_diffae, take_encoder
+from editkit.backbones.diffae import DiffAEBackbone, DiffusionAutoencoder, begin_diffae, stages_before, take_encoder
 from editkit.training.autoencoder_training import AutoencoderTraining
 from editkit.training.folder import network_arguments
 from editkit.training.method import OptimizerFactory, SchedulerFactory
@@ -44,4 +44,5 @@ class Autoencoder(AutoencoderTraining):
             take_encoder(net, encoder_from, init_from)
         rates = {"encoder_rate": encoder_rate, "reading_rate": reading_rate}
         factories: dict[str, Any] = {"optimizer": optimizer, "scheduler": scheduler}
-        super().__init__(DiffAEBackbone(net), flipped, sample_steps, encoder_from=encoder_from, **rates, **factories)
+        earlier = stages_before(net, encoder_from, init_from)
+        super().__init__(DiffAEBackbone(net), flipped, sample_steps, earlier=earlier, **rates, **factories)
