@@ -33,7 +33,7 @@ class ConvertOptions:
     source: Path | None = option("Checkpoint to convert: .ckpt, .pt, .pth, .bin or .safetensors.", positional=True)
     settings: list[str] = option("What its tensors do not tell, as key=value.", default=[], positional=True)
     layout: str | None = option("Layout of the checkpoint; recognised if not given.")
-    output: Path | None = option("Folder to write, or a .safetensors file for a trained edit.", short="-o")
+    output: Path | None = option("Folder to write, or a .safetensors file for a trained edit.", also="-o")
     licence: str | None = option("Licence of these weights, for the card.")
     prompt: str | None = option("What the edit shows that a trained edit was trained for.")
     source_prompt: str | None = option("What the images show before that edit.")

@@ -18,7 +18,7 @@ class PreviewOptions(RecipeOptions):
     prompt: str | None = option("What the edit should show, for recipes that ask for it.")
     source_prompt: str | None = option("What the images show before the edit.")
     images: int = option("How many items to show.", default=16)
-    output: Path = option("Picture to write.", default=Path("preview.png"), short="-o")
+    output: Path = option("Picture to write.", default=Path("preview.png"), also="-o")
 
 
 def render_data(

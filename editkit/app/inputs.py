@@ -59,7 +59,7 @@ def check_inputs(name: str, needs: Sequence[str], fields: set[str], *, takes: Se
         raise UsageError(f"{name} needs {' and '.join(missing)}")
     useless = sorted(fields - ALWAYS - {*needs, *takes})
     if useless:
-        used = ", ".join(option(field) for field in [*needs, *takes, "mask"] if field)
+        used = ", ".join(dict.fromkeys(option(field) for field in [*needs, *takes, "mask"] if field))
         raise UsageError(f"{name} has no use for {' and '.join(option(field) for field in useless)}: it takes {used}")
 
 

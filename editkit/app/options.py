@@ -20,13 +20,13 @@ def option(
     *,
     default: Any = None,
     group: str = INPUTS,
-    short: str = "",
+    also: str = "",
     name: str = "",
     choices: tuple[str, ...] = (),
     positional: bool = False,
 ) -> Any:
-    """Declare a field with what the command line needs to know; a list default makes the option repeatable."""
-    about = {"help": help, "group": group, "short": short, "name": name, "choices": choices, "positional": positional}
+    """Declare a field with what the command line needs to know (`also`: another name); a list default makes it repeatable."""
+    about = {"help": help, "group": group, "also": also, "name": name, "choices": choices, "positional": positional}
     return field(default_factory=list, metadata=about) if default == [] else field(default=default, metadata=about)
 
 
@@ -99,7 +99,7 @@ class TrainOptions(RecipeOptions):
 
     prompt: str | None = option("What the edit should show, for methods that train one text.")
     source_prompt: str | None = option("What the images show before the edit.")
-    run_dir: Path | None = option("Folder of this run; an existing one is continued.", short="-o")
+    run_dir: Path | None = option("Folder of this run; an existing one is continued.", also="-o")
     source: Path | None = option("Continue this run with its own frozen recipe.", name="--from")
     fresh: bool = option("Start anew: a run that the folder holds is moved aside, not deleted.", default=False)
     accept_changes: bool = option("Continue a run with settings that differ from its own.", default=False)
@@ -199,7 +199,7 @@ class EditOptions(RecipeOptions, DeviceOptions):
     segmentation: Path | None = option("Parts to follow, as an image of classes.")
     stroke: Path | None = option("Rough colours to follow, as an image.")
     box: str | None = option("x0,y0,x1,y1 in pixels of the image.")
-    labels: str | None = option("Names of classes or parts, as the method's card explains.")
+    labels: str | None = option("Names of attributes, classes or parts, as the method's card explains.", also="--edit")
     landmarks: str | None = option(
         "Turns a face upright: x,y of left eye, right eye, nose, mouth's left and right corner; or a table of them by file name."
     )
@@ -214,7 +214,7 @@ class EditOptions(RecipeOptions, DeviceOptions):
     fit: str | None = option(
         "How any size becomes the model's: mask (zoom on it), crop (centre square) or resize.", choices=("mask", "crop", "resize")
     )
-    output: Path | None = option("Where to write: a file for one image, a folder for several.", short="-o")
+    output: Path | None = option("Where to write: a file for one image, a folder for several.", also="-o")
     offload: str | None = option(
         "What waits in main memory while it is not computing: none, model or layers.",
         group=COMPUTING,
@@ -247,7 +247,7 @@ class InvertOptions(RecipeOptions, DeviceOptions):
     steps: int | None = option("Noise levels.")
     prompt: str | None = option("What the image shows, for backbones that read text.")
     fit: str | None = option("How any size becomes the model's: crop (centre square) or resize.", choices=("crop", "resize"))
-    output: Path | None = option("File for the trajectory, such as face.inv.safetensors.", short="-o")
+    output: Path | None = option("File for the trajectory, such as face.inv.safetensors.", also="-o")
     update: Path | None = option(
         "With --inverter all: file to put the table into, between <!-- inverters --> and <!-- /inverters -->."
     )
@@ -262,7 +262,7 @@ class SampleOptions(RecipeOptions, DeviceOptions):
     samples: int = option("Images wanted.", default=16)
     steps: int | None = option("Sampling steps.")
     solver: str = option("ddim, ddim-eta1, ddpm, euler, euler-ancestral, plms, dpmpp-2m or unipc.", default="ddim")
-    output: Path | None = option("A .png for one sheet, or a folder for one file an image.", short="-o")
+    output: Path | None = option("A .png for one sheet, or a folder for one file an image.", also="-o")
 
 
 @dataclass(kw_only=True)
@@ -299,11 +299,11 @@ class EvaluateOptions(DeviceOptions):
     dry_run: bool = option("Print the resolved recipes and stop.", default=False, group=RECIPE)
     edits: list[str] = option("Edit to score, such as smiling or recolour (repeatable).", default=[], name="--edit")
     split: str = option("validation for tuning, test for reporting.", default="test", choices=("validation", "test"))
-    images: int | None = option("How many images of the split; all 256 if not given.", short="-n")
+    images: int | None = option("How many images of the split; all 256 if not given.", also="-n")
     steps: int | None = option("Sampling steps.")
     weights: list[str] = option("A trained part, [NAME=]PATH[:STRENGTH]; METHOD=PATH for several methods.", default=[])
     baselines: list[str] = option("Baseline to put beside them (repeatable); none for none.", default=[], name="--baseline")
-    output: Path | None = option("Folder for metrics.json, report.html and pictures.", short="-o")
+    output: Path | None = option("Folder for metrics.json, report.html and pictures.", also="-o")
     update: Path | None = option("File to put the table into, between <!-- results --> and <!-- /results -->.")
     sweep: bool = option("Evaluate a setting's values (method.scale=2,4,8) and draw their trade-off.", default=False)
     jobs: int = option("Edits at once, each in a process with its share of the cores; not on a GPU.", default=1, group=COMPUTING)
@@ -370,7 +370,7 @@ class CompareOptions(DeviceOptions):
     weights: list[str] = option("A method's trained part, METHOD=PATH[:STRENGTH] (repeatable).", default=[])
     backbone: str | None = option("Name of a backbone for all of them.", group=RECIPE)
     conf: list[Path] = option("A folder of your own recipes and groups, laid out like conf/.", default=[], group=RECIPE)
-    output: Path | None = option("Folder for the results.", short="-o")
+    output: Path | None = option("Folder for the results.", also="-o")
 
 
 def _check_choices(options: Any) -> None:

@@ -66,7 +66,7 @@ def _parameter(f: Field[Any], hint: Any) -> inspect.Parameter:
     if about["positional"]:
         info: Any = typer.Argument(metavar="[KEY=VALUE]..." if f.name == "overrides" else None, **shared)
     else:
-        names = [about["name"] or f"--{f.name.replace('_', '-')}", *filter(None, [about["short"]])]
+        names = [about["name"] or f"--{f.name.replace('_', '-')}", *filter(None, [about["also"]])]
         info = typer.Option(*names, rich_help_panel=about["group"], **shared)
     annotation = Annotated[hint | None if repeats else hint, info]
     return inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

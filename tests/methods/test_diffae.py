@@ -347,7 +347,7 @@ def test_trained_in_stages_and_used(assets, tmp_path, capsys, monkeypatch):
         own = [f"{key}={value}" for key, value in texts.items() if key not in given]
         assert cli.run(["train", "recipe=diffae", "--stage", stage, "--run-dir", str(run), *own, "trainer.steps=2"]) == 0
     Image.fromarray(((picture() + 1) * 127).byte().permute(1, 2, 0).numpy()).save(tmp_path / "face.png")
-    asked = ["--image", str(tmp_path / "face.png"), "--labels", "smiling", "--steps", "4", "-o", str(tmp_path / "out.png")]
+    asked = ["--image", str(tmp_path / "face.png"), "--edit", "smiling", "--steps", "4", "-o", str(tmp_path / "out.png")]
     assert cli.run(["edit", "--from", str(run / "edit"), *asked]) == 0
     assert Image.open(tmp_path / "out.png").size == (SIDE, SIDE)
     cfg = recipe.thaw(run / "edit")
