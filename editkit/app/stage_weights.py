@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
-from editkit.backbones.assets import card_of
+from editkit.backbones.assets import spent_on
 from editkit.errors import UsageError, UserError
 from editkit.training.rundir import RunDir
 
@@ -46,10 +46,5 @@ def stage_seconds(cfg: DictConfig) -> float | None:
     None if one does not say, or nothing is used. What a stage began with counts too.
     """
     used = [OmegaConf.select(cfg, key) for key in (cfg.get("stages") or {}).values()]
-    times = [_seconds(str(path)) for path in used if path is not None]
+    times = [spent_on(str(path)) for path in used if path is not None]
     return None if not times or None in times else float(sum(time for time in times if time is not None))
-
-
-def _seconds(path: str) -> float | None:
-    card = card_of(path)
-    return float(card["training_seconds"]) + float(card.get("earlier_seconds", 0)) if "training_seconds" in card else None

@@ -38,6 +38,12 @@ def card_of(path: str | Path) -> dict[str, Any]:
     return card if isinstance(card, dict) else {}
 
 
+def spent_on(path: str | Path) -> float | None:
+    """Return the seconds that some weights took to train, with those of the stages before; None if their card does not say."""
+    card = card_of(path)
+    return float(card["training_seconds"]) + float(card.get("earlier_seconds", 0)) if "training_seconds" in card else None
+
+
 def resolve(path: str | Path, *, download: bool = False, revision: str | None = None) -> Path:
     """Return the local folder (or file) of some weights: a bundled name, a folder, or a hub name that is already on this machine.
 

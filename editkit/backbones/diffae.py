@@ -274,8 +274,8 @@ def take_encoder(net: DiffusionAutoencoder, path: str | Path, begun: str | None)
 
 def stages_before(net: DiffusionAutoencoder, encoder_from: str | None, init_from: str | None) -> list[str]:
     """Return the exports of stages that a network began with; a pixel model is none."""
-    begun = [] if encoder_from is None else [encoder_from]
-    return [*begun, init_from] if init_from is not None and holds(init_from, type(net)) else begun
+    stages = [] if encoder_from is None else [encoder_from]
+    return [*stages, init_from] if init_from is not None and holds(init_from, type(net)) else stages
 
 
 def gone_on(net: Net, path: str | Path, network: Mapping[str, Any]) -> Net:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from editkit.backbones.assets import card_of
+from editkit.backbones.assets import spent_on
 from editkit.backbones.diffae import DiffAEBackbone
 from editkit.engine.guidance import Clip
 from editkit.engine.rng import batch_noise
@@ -68,7 +68,7 @@ class AutoencoderTraining(FolderMethod):
         self.denoiser = denoiser
         self.flipped, self.sample_steps = check_share("flipped", flipped), sample_steps
         self.preview: list[EditRequest] = []
-        self.earlier_seconds = sum(map(_spent, earlier))
+        self.earlier_seconds = sum(spent_on(path) or 0.0 for path in earlier)
 
     def trainable(self) -> dict[str, Iterable[nn.Parameter]]:
         """Return the UNet and the encoder, one group."""
@@ -108,9 +108,3 @@ class AutoencoderTraining(FolderMethod):
         """Return two random images."""
         images = torch.rand(2, *self.denoiser.sample_shape, device=self.device) * 2 - 1
         return {"image": images, "key": ["dummy/0", "dummy/1"]}
-
-
-def _spent(export: str) -> float:
-    """Return the seconds that an export says it took to train, with those of the stages before it."""
-    card = card_of(export)
-    return float(card.get("training_seconds", 0)) + float(card.get("earlier_seconds", 0))
